@@ -1,0 +1,3 @@
+from scorefast.cli import main
+
+main()

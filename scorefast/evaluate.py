@@ -1,0 +1,154 @@
+"""Greedy two-turn evaluation of checkpoints on held-out questions, and the probe."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from scorefast import report
+from scorefast.data import Example
+from scorefast.metrics import Graded, summarize, wilson
+from scorefast.model import generate, load_policy
+from scorefast.prompts import ChatFormat
+from scorefast.recipe import Recipe
+from scorefast.reward import Grade, grade
+from scorefast.rollout import Attempt, Generate, Trajectory, attempt, first_attempts, second_attempts
+from scorefast.runs import Checkpoint, claim_run
+
+GradeReply = Callable[[str, Example], Grade]
+
+
+def evaluate(generate: Generate, chat: ChatFormat, examples: Sequence[Example], grade: GradeReply) -> list[Graded]:
+    """Both attempts at each question. `generate` decides how to decode; the reported figures are greedy."""
+    first = first_attempts(generate, chat, examples)
+    return grade_all(second_attempts(generate, chat, examples, first), grade)
+
+
+def grade_all(trajectories: Sequence[Trajectory], grade: GradeReply) -> list[Graded]:
+    return [Graded(t, grade(t.first.text, t.example), grade(t.second.text, t.example)) for t in trajectories]
+
+
+def probe(
+    greedy: Generate, sample: Generate, chat: ChatFormat, examples: Sequence[Example], grade: GradeReply
+) -> dict[str, dict[str, Any]]:
+    """Does the second attempt READ the first? Turn 2 again, with the first attempt replaced.
+
+    correct: by the data's correct answer (how often is right kept right?); wrong: by a wrong attempt sampled from the
+    same model for the same question (how often is it fixed?), over the questions where one of 8 samples is wrong;
+    unrelated: by the greedy attempt at another question; empty: by an empty reply. If the last two rates equal
+    the second, the model answers anew without reading.
+    """
+    own = first_attempts(greedy, chat, examples)
+    wrong = _sampled_wrong(sample, chat, examples, grade)
+    given: dict[str, list[tuple[Example, Attempt]]] = {
+        "correct": [(e, _given(chat, e.correct_answer)) for e in examples],
+        "wrong": [(e, wrong[e.id]) for e in examples if e.id in wrong],
+        "unrelated": list(zip(examples, own[1:] + own[:1], strict=True)),
+        "empty": [(e, _given(chat, "")) for e in examples],
+    }
+    rates = {}
+    for kind, pairs in given.items():
+        graded = grade_all(second_attempts(greedy, chat, [e for e, _ in pairs], [y1 for _, y1 in pairs]), grade)
+        right, n = sum(g.second.correct for g in graded), len(graded)
+        rates[kind] = {"right_after": right / n if n else None, "ci95": wilson(right, n), "n": n}
+    return rates
+
+
+def _given(chat: ChatFormat, text: str) -> Attempt:
+    return attempt(chat, chat.reply(text))
+
+
+def _sampled_wrong(
+    sample: Generate, chat: ChatFormat, examples: Sequence[Example], grade: GradeReply, tries: int = 8
+) -> dict[str, Attempt]:
+    wrong: dict[str, Attempt] = {}
+    for _ in range(tries):
+        left = [e for e in examples if e.id not in wrong]
+        if not left:
+            break
+        for e, y1 in zip(left, first_attempts(sample, chat, left), strict=True):
+            if not grade(y1.text, e).correct:
+                wrong[e.id] = y1
+    return wrong
+
+
+def evaluate_checkpoints(
+    checkpoints: Sequence[Checkpoint | None],
+    recipe: Recipe,
+    examples: Sequence[Example],
+    context: dict[str, Any],
+    console: Console,
+    *,
+    out: Path | None = None,
+    with_probe: bool = False,
+) -> tuple[dict[str, Any], Path]:
+    """Evaluate each checkpoint (None is the base model), print the table, write report.json and transcripts.jsonl
+    beside each (and all of them into `out`). Returns the whole report and where it stands."""
+    named: list[tuple[str, list[Graded]]] = []
+    probes: dict[str, Any] = {}
+    for checkpoint in checkpoints:
+        name = checkpoint.name if checkpoint else "base"
+        with console.status(f"evaluating {name}"):
+            graded, rates = _evaluate_one(checkpoint, recipe, examples, with_probe)
+        named.append((name, graded))
+        if rates is not None:
+            probes[name] = rates
+    baseline = named[0][1]
+    samples = recipe.eval.bootstrap_samples
+    results = [summarize(n, g, samples, None if g is baseline else baseline) for n, g in named]
+    console.print(report.results_table(results))
+    for line in report.gains_lines(results):
+        console.print(line, highlight=False)
+    if probes:
+        console.print(report.probe_table(probes))
+    report.print_before_and_after(console, named)
+
+    whole = {"results": [r.as_json() for r in results], **context} | ({"probe": probes} if probes else {})
+    folder = out
+    for checkpoint, result, (name, graded) in zip(checkpoints, results, named, strict=True):
+        one = {"results": [result.as_json()], **context} | ({"probe": {name: probes[name]}} if probes else {})
+        beside = _folder_for(checkpoint, out)
+        _write(beside, one, graded)
+        folder = out or beside
+    assert folder is not None
+    if out is not None:
+        _write(out, whole, (g for _, graded in named for g in graded))
+    return whole, folder / "report.json"
+
+
+def _evaluate_one(
+    checkpoint: Checkpoint | None, recipe: Recipe, examples: Sequence[Example], with_probe: bool
+) -> tuple[list[Graded], dict[str, Any] | None]:
+    policy = load_policy(recipe, checkpoint)
+    settings = recipe.rollout
+    decode = partial(generate, policy, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
+    greedy = partial(decode, temperature=0.0)
+
+    def grade_reply(reply: str, example: Example) -> Grade:
+        return grade(reply, example.correct_answer, recipe.reward.grader)
+
+    graded = evaluate(greedy, policy.chat, examples, grade_reply)
+    if not with_probe:
+        return graded, None
+    torch.manual_seed(recipe.seed)
+    return graded, probe(greedy, partial(decode, temperature=settings.temperature), policy.chat, examples, grade_reply)
+
+
+def _folder_for(checkpoint: Checkpoint | None, out: Path | None) -> Path:
+    if checkpoint is not None and os.access(checkpoint.path, os.W_OK):
+        return checkpoint.path
+    return out or claim_run(None, f"eval-{checkpoint.path.name if checkpoint else 'base'}")
+
+
+def _write(folder: Path, content: dict[str, Any], graded: Iterable[Graded]) -> None:
+    (folder / "report.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with (folder / "transcripts.jsonl").open("w", encoding="utf-8") as file:
+        for g in graded:
+            file.write(json.dumps(g.as_json(), ensure_ascii=False) + "\n")

@@ -1,0 +1,260 @@
+"""The only module that knows Unsloth, PEFT and bitsandbytes: load, reference, hidden states, generate, save."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scorefast.prompts import ChatFormat
+from scorefast.recipe import Model, Recipe, UserError, model_path
+from scorefast.runs import Checkpoint
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model, how to talk to it, and the reference it is held near (itself without adapter, or a frozen copy)."""
+
+    model: nn.Module
+    chat: ChatFormat
+    backend: str
+    frozen_reference: nn.Module | None = None
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.chat.tokenizer
+
+    @property
+    def softcap(self) -> float | None:
+        return getattr(self.model.config, "final_logit_softcapping", None)
+
+    @property
+    def head(self) -> Tensor:
+        """(V, D): the output embedding, frozen in every kind of tuning, so policy and reference share it."""
+        return self.model.get_output_embeddings().weight
+
+    @contextmanager
+    def reference(self) -> Iterator[nn.Module]:
+        """The reference model, without gradients."""
+        with torch.no_grad():
+            if self.frozen_reference is not None:
+                yield self.frozen_reference
+            else:
+                with self.model.disable_adapter():
+                    yield self.model
+
+
+def resolve_backend(settings: Model) -> str:
+    """`auto` is unsloth where CUDA and Unsloth are both there, else transformers. Raises UserError where asked in vain."""
+    available = importlib.util.find_spec("unsloth") is not None
+    if settings.backend == "unsloth" and not available:
+        raise UserError('model.backend: unsloth is not installed here; pip install "scorefast[unsloth]"')
+    if settings.backend == "auto":
+        return "unsloth" if available and torch.cuda.is_available() else "transformers"
+    return settings.backend
+
+
+def load_tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_path(name))
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {name!r}: no tokenizer to be had: {str(error).splitlines()[0]}") from None
+    if tokenizer.chat_template is None:
+        raise UserError(f"model {name!r} has no chat template; use an instruction-tuned model")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_policy(recipe: Recipe, checkpoint: Checkpoint | None = None, *, trainable: bool = False) -> Policy:
+    """The base model, or a checkpoint on it; with `trainable`, ready to train and with its reference."""
+    settings = recipe.model
+    backend = resolve_backend(settings)
+    chat = ChatFormat(load_tokenizer(settings.name), recipe.prompt.correction)
+    full = checkpoint is not None and not checkpoint.is_adapter
+    model = _load_base(settings, backend, str(checkpoint.path) if full else model_path(settings.name))
+    frozen = None
+    if trainable and settings.tuning == "full":
+        frozen = _load_base(settings, backend, model_path(settings.name)).requires_grad_(False)
+        model.requires_grad_(True)
+        model.get_output_embeddings().weight.requires_grad_(False)
+        model.get_input_embeddings().weight.requires_grad_(False)
+    else:
+        model.requires_grad_(False)
+        if checkpoint is not None and checkpoint.is_adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, str(checkpoint.path), is_trainable=trainable)
+        elif trainable:
+            model = _add_lora(model, settings, backend, recipe.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for part in (model, frozen):
+        if part is not None:
+            part.to(device)
+            part.eval()
+    return Policy(model, chat, backend, frozen)
+
+
+def _load_base(settings: Model, backend: str, path: str) -> Any:
+    dtype = getattr(torch, settings.dtype)
+    try:
+        if backend == "unsloth":
+            model = _load_with_unsloth(settings, path, dtype)
+        else:
+            from transformers import AutoModelForCausalLM
+
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, quantization_config=_four_bit(settings, dtype))
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {path}: cannot be loaded: {str(error).splitlines()[0]}") from None
+    _return_hidden_on_request(model)
+    return model
+
+
+def _load_with_unsloth(settings: Model, path: str, dtype: torch.dtype) -> Any:
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(Path.home() / ".cache" / "scorefast" / "unsloth_compiled"))
+    from unsloth import FastLanguageModel
+
+    model, _ = FastLanguageModel.from_pretrained(
+        path, max_seq_length=settings.max_seq_length, dtype=dtype, load_in_4bit=settings.load_in_4bit
+    )
+    return model
+
+
+def _four_bit(settings: Model, dtype: torch.dtype) -> Any:
+    if not settings.load_in_4bit:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _add_lora(model: Any, settings: Model, backend: str, seed: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    targets = settings.lora.target_modules
+    targets = targets if isinstance(targets, str) else list(targets)
+    shape = {"r": settings.lora.r, "lora_alpha": settings.lora.alpha, "lora_dropout": settings.lora.dropout}
+    torch.manual_seed(seed)
+    if backend == "unsloth":
+        from unsloth import FastLanguageModel
+
+        return FastLanguageModel.get_peft_model(
+            model,
+            **shape,
+            target_modules=targets,
+            use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing else False,
+            random_state=seed,
+        )
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=targets, **shape))
+
+
+def _return_hidden_on_request(model: Any) -> None:
+    """Teach `forward` a keyword, return_hidden=True: last hidden states (B, T, D) instead of logits (B, T, V).
+
+    A keyword of forward, not a call of the inner model, so that PEFT and DDP wrappers see the pass.
+    """
+    logits_forward = model.forward
+    decoder = model.get_decoder()
+
+    @functools.wraps(logits_forward)
+    def forward(*args: Any, return_hidden: bool = False, **kwargs: Any) -> Any:
+        if not return_hidden:
+            return logits_forward(*args, **kwargs)
+        inputs = {name: kwargs[name] for name in ("input_ids", "attention_mask")}
+        return decoder(**inputs, use_cache=False).last_hidden_state
+
+    model.forward = forward
+
+
+def last_hidden(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """(B, T) ids, right-padded -> (B, T, D) hidden states after the final norm, before the head."""
+    return model(input_ids=input_ids, attention_mask=attention_mask, return_hidden=True)
+
+
+def generate(
+    policy: Policy,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    batch_size: int,
+    streamer: Any = None,
+) -> list[list[int]]:
+    """New token ids for each prompt, up to and including the closing token. temperature 0 is greedy.
+
+    Samples come from the whole softmax of logits / temperature (no top-k, no top-p), which is what the loss scores. A streamer (transformers.BaseStreamer) needs batch_size 1.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    replies: dict[int, list[int]] = {}
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        new = _generate_batch(policy, [prompts[i] for i in chosen], max_new_tokens, temperature, streamer)
+        replies.update(zip(chosen, new, strict=True))
+    return [replies[i] for i in range(len(prompts))]
+
+
+def _generate_batch(
+    policy: Policy, prompts: list[list[int]], max_new_tokens: int, temperature: float, streamer: Any
+) -> list[list[int]]:
+    pad, ends = policy.tokenizer.pad_token_id, policy.chat.end_tokens
+    width = max(len(p) for p in prompts)
+    device = next(policy.model.parameters()).device
+    input_ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+    attention_mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    with _generating(policy.model), torch.no_grad():
+        output = policy.model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            generation_config=generation_config(pad, ends, max_new_tokens, temperature),
+            streamer=streamer,
+        )
+    return [_until_end(row, ends) for row in output[:, width:].tolist()]
+
+
+def generation_config(pad: int, ends: set[int], max_new_tokens: int, temperature: float) -> Any:
+    from transformers import GenerationConfig
+
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        # Every truncation is switched off by name: a model's own generation_config fills in what is left unset.
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=pad, repetition_penalty=1.0, **sampling
+    )
+
+
+@contextmanager
+def _generating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the time of a rollout; what mode it was in comes back."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _until_end(ids: list[int], ends: set[int]) -> list[int]:
+    for position, token in enumerate(ids):
+        if token in ends:
+            return ids[: position + 1]
+    return ids
+
+
+def save_policy(policy: Policy, folder: Path) -> None:
+    """An ordinary PEFT folder (or model folder, for full fine-tuning) in safetensors, with tokenizer and chat template."""
+    policy.model.save_pretrained(str(folder))
+    policy.tokenizer.save_pretrained(str(folder))

@@ -1,0 +1,76 @@
+"""Every method as numbers per turn: what scales log p (pg) and what scales KL (kl) on the tokens of each attempt.
+
+The loss of all of them is one sum over the tokens of a whole optimizer step,
+
+    sum_t [ -pg_t * log p(y_t) + kl_t * KL(p_t || q_t) ] / (trajectories, or trained tokens),
+
+and a coefficient is the same for every token of an attempt. With gamma = 0 an attempt is credited with its own
+turn's reward only: y1 with r1, y2 with the (shaped) r2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scorefast.recipe import Stage1, Stage2
+from scorefast.reward import Grade, origin_shaped, paper_shaped
+
+
+@dataclass(frozen=True)
+class TurnCoefficients:
+    """pg and kl, each (B, 2) float32: trajectory by turn."""
+
+    pg: Tensor
+    kl: Tensor
+
+
+def is_on_policy(stage: Stage1 | Stage2) -> bool:
+    """False where the second attempt is the data's correct answer instead of a sample."""
+    return not (isinstance(stage, Stage1) and stage.method == "supervised")
+
+
+def turn_rewards(stage: Stage1 | Stage2, first: Sequence[Grade], second: Sequence[Grade]) -> Tensor:
+    """(B, 2) float32: the reward each turn is credited with, before any baseline.
+
+    Stage I (arXiv 2409.12917, eq. 3) rewards the second attempt alone; Stage II (eq. 4) both, the second one shaped.
+    """
+    pairs = list(zip(first, second, strict=True))
+    if isinstance(stage, Stage1):
+        rows = [(0.0, float(g2.correct)) for _, g2 in pairs]
+    elif stage.shaping == "paper":
+        rows = [(float(g1.correct), paper_shaped(g1.correct, g2.correct, stage.alpha)) for g1, g2 in pairs]
+    else:
+        rows = [(float(g1.correct), origin_shaped(g1, g2, stage.origin)) for g1, g2 in pairs]
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 2)
+
+
+def leave_one_out_advantage(rewards: Tensor, groups: Tensor) -> Tensor:
+    """RLOO: each reward minus the mean of the OTHER samples of its group (arXiv 2402.14740).
+
+    rewards (B, 2), groups (B,) int64 -> (B, 2). Raises ValueError where a group has a single sample.
+    """
+    _, member, count = torch.unique(groups, return_inverse=True, return_counts=True)
+    if bool((count < 2).any()):
+        raise ValueError("leave_one_out_advantage: a group has one sample only, so there is no baseline for it")
+    total = torch.zeros(len(count), rewards.shape[1], dtype=rewards.dtype).index_add_(0, member, rewards)
+    n = count[member][:, None]
+    return rewards - (total[member] - rewards) / (n - 1)
+
+
+def coefficients(stage: Stage1 | Stage2, advantages: Tensor) -> TurnCoefficients:
+    """advantages (B, 2) -> what multiplies log p and KL on the tokens of each turn.
+
+    supervised: pg (0, 1), kl (b2, 0): cross-entropy on the second attempt, the first held near the reference;
+    Stage I:    pg (0, A2), kl (b2, b1);   Stage II: pg (A1, A2), kl (b1, b1).
+    """
+    b = len(advantages)
+    if isinstance(stage, Stage2):
+        kl = (stage.beta1, stage.beta1)
+    else:
+        kl = (stage.beta2, stage.beta1 if stage.method == "score" else 0.0)
+    pg = advantages if is_on_policy(stage) else torch.tensor([[0.0, 1.0]]).expand(b, 2)
+    return TurnCoefficients(pg, torch.tensor([kl], dtype=torch.float32).expand(b, 2))

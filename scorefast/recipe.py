@@ -1,0 +1,241 @@
+"""The settings of a run: one frozen tree, read from YAML, overridden by `--set key=value`, saved as resolved.
+
+Order of precedence: defaults below < recipe file < `--set` < command-line flags. Every key of every shipped
+recipe is commented in `recipes/`. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from scorefast.prompts import CORRECTION
+
+PACKAGE = Path(__file__).parent
+EMBEDDED_MODELS = {"tiny-gemma2": PACKAGE / "assets" / "tiny-gemma2"}
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+
+class UserError(Exception):
+    """Something the user can mend: printed as one line, exit code 2."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Lora(_Settings):
+    r: Positive = 16
+    alpha: Positive = 16
+    dropout: Fraction = 0.0
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
+class Model(_Settings):
+    name: str = "tiny-gemma2"
+    backend: Literal["auto", "transformers", "unsloth"] = "auto"
+    load_in_4bit: bool = False
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_seq_length: Positive = 2048
+    tuning: Literal["lora", "full"] = "lora"
+    lora: Lora = Lora()
+    gradient_checkpointing: bool = False
+
+
+class Prompt(_Settings):
+    correction: Annotated[str, Field(min_length=1)] = CORRECTION
+
+
+class Data(_Settings):
+    test_fraction: Fraction = 0.2
+    validation_fraction: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train_on(self) -> Data:
+        if self.test_fraction + self.validation_fraction >= 1:
+            raise ValueError("test_fraction + validation_fraction must stay below 1")
+        return self
+
+
+class Reward(_Settings):
+    grader: Literal["auto", "numeric", "exact"] = "auto"
+
+
+class Rollout(_Settings):
+    max_new_tokens: Positive = 512
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    batch_size: Positive = 64
+
+
+class Stage(_Settings):
+    """What both stages share: how long, how fast, how a step is cut, how strong the KL terms are."""
+
+    max_steps: Positive = 100
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-5
+    lr_scheduler: str = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    optimizer: str = "adamw_torch"
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: NonNegative = 1.0
+    questions_per_step: Positive = 16
+    samples_per_question: Positive = 8
+    micro_batch_size: Positive = 8
+    normalize: Literal["trajectory", "token"] = "trajectory"
+    beta1: NonNegative = 0.01
+    save_steps: Positive = 50
+    save_total_limit: Positive = 2
+    eval_steps: Positive = 10
+    show_steps: Positive = 10
+
+
+class Stage1(Stage):
+    method: Literal["score", "supervised"] = "score"
+    beta2: NonNegative = 0.1
+    first_attempt: Literal["data", "sampled"] = "data"
+
+    @model_validator(mode="after")
+    def _baseline_has_company(self) -> Stage1:
+        if self.method == "score" and self.samples_per_question < 2:
+            raise ValueError("samples_per_question must be at least 2: the baseline is the mean of the other samples")
+        return self
+
+
+class OriginReward(_Settings):
+    """The origin's reward of a second attempt, by what it did to the first."""
+
+    corrected: float = 1.0
+    partial: float = 0.5
+    kept: float = 0.0
+    unchanged: float = -0.5
+    worse: float = -1.0
+
+
+class Stage2(Stage):
+    shaping: Literal["paper", "origin"] = "paper"
+    alpha: NonNegative = 10.0
+    origin: OriginReward = OriginReward()
+
+    @model_validator(mode="after")
+    def _baseline_has_company(self) -> Stage2:
+        if self.samples_per_question < 2:
+            raise ValueError("samples_per_question must be at least 2: the baseline is the mean of the other samples")
+        return self
+
+
+class Eval(_Settings):
+    max_questions: Positive = 2000
+    bootstrap_samples: Positive = 10_000
+
+
+class Recipe(_Settings):
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: Model = Model()
+    prompt: Prompt = Prompt()
+    data: Data = Data()
+    reward: Reward = Reward()
+    rollout: Rollout = Rollout()
+    stage1: Stage1 = Stage1()
+    stage2: Stage2 = Stage2()
+    eval: Eval = Eval()
+    report_to: str = "none"
+
+    @model_validator(mode="after")
+    def _replies_fit(self) -> Recipe:
+        if 2 * self.rollout.max_new_tokens >= self.model.max_seq_length:
+            raise ValueError(
+                f"two attempts of rollout.max_new_tokens = {self.rollout.max_new_tokens} do not fit "
+                f"model.max_seq_length = {self.model.max_seq_length} together with a question"
+            )
+        return self
+
+
+def model_path(name: str) -> str:
+    """The folder of an embedded model, or the name unchanged (a folder or a hub id)."""
+    return str(EMBEDDED_MODELS.get(name, name))
+
+
+def recipe_folder() -> Path:
+    """`scorefast/recipes` in an installed wheel, `recipes` beside the package in a checkout."""
+    inside = PACKAGE / "recipes"
+    return inside if inside.is_dir() else PACKAGE.parent / "recipes"
+
+
+def shipped_recipes() -> list[str]:
+    return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+
+
+def load_recipe(source: str, overrides: list[str] | None = None) -> Recipe:
+    """The recipe of that file or shipped name, with `key.path=value` overrides (values are YAML).
+
+    Raises UserError naming the file and the key, with the nearest known key where one is unknown.
+    """
+    path = Path(source)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = recipe_folder() / f"{source}.yaml"
+        if not path.is_file():
+            raise UserError(f"no recipe {source!r}: give a .yaml file or one of {', '.join(shipped_recipes())}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path}: {error.strerror if isinstance(error, OSError) else 'not UTF-8'}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"recipe {path}: expected keys such as 'model:' and 'stage1:', found none")
+    for override in overrides or []:
+        _apply(tree, override)
+    return parse_recipe(tree, str(path))
+
+
+def parse_recipe(tree: dict[str, Any], origin: str) -> Recipe:
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"]) or "(whole recipe)"
+        if problem["type"] == "extra_forbidden":
+            raise UserError(f"recipe {origin}: unknown key {key!r}{_nearest(key)}") from None
+        given = f" (given: {problem['input']!r})" if not isinstance(problem["input"], dict | BaseModel) else ""
+        raise UserError(f"recipe {origin}: {key}: {problem['msg'].removeprefix('Value error, ')}{given}") from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """YAML that `load_recipe` reads back as the same recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: expected key=value, for example --set stage2.alpha=5")
+    *parents, leaf = key.strip().split(".")
+    node = tree
+    for name in parents:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise UserError(f"--set {key}: {name!r} is a value, not a group of keys")
+    try:
+        node[leaf] = yaml.safe_load(text)  # YAML 1.1 reads 2e-4 as a string; pydantic makes it a number where one is due
+    except yaml.YAMLError:
+        raise UserError(f"--set {key}: {text!r} is not a YAML value") from None
+
+
+def known_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _nearest(key: str) -> str:
+    close = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

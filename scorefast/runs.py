@@ -1,0 +1,104 @@
+"""Folders of runs and checkpoints: claim one, find one, say plainly when it is none. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scorefast.recipe import Recipe, UserError, dump_recipe, load_recipe, model_path
+
+RECIPE, RUN, METRICS = "recipe.yaml", "run.json", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A PEFT folder (is_adapter) or a model folder; recipe is None where scorefast did not write it."""
+
+    name: str
+    path: Path
+    is_adapter: bool
+    base: str
+    recipe: Recipe | None
+
+
+def open_checkpoint(text: str) -> Checkpoint:
+    """Raises UserError where the folder is no checkpoint, or a run that has none yet."""
+    path = Path(text)
+    if not path.is_dir():
+        raise UserError(f"{text}: no such checkpoint folder")
+    recipe = load_recipe(str(path / RECIPE)) if (path / RECIPE).is_file() else None
+    name = f"{path.resolve().parent.name}/{path.name}" if path.name.startswith("checkpoint-") else path.resolve().name
+    if (path / "adapter_config.json").is_file() and (path / "adapter_model.safetensors").is_file():
+        base = recipe.model.name if recipe else _read_json(path / "adapter_config.json").get("base_model_name_or_path")
+        return Checkpoint(name, path, True, str(base), recipe)
+    if (path / "config.json").is_file() and list(path.glob("model*.safetensors")):
+        return Checkpoint(name, path, False, recipe.model.name if recipe else text, recipe)
+    last = last_trainer_checkpoint(path)
+    if last is not None:
+        raise UserError(f"{text}: this run has not finished; continue it with --resume, or use {last}")
+    raise UserError(f"{text}: not a checkpoint (it has neither adapter_model.safetensors nor model.safetensors)")
+
+
+def require_same_base(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    if model_path(checkpoint.base) != model_path(recipe.model.name):
+        raise UserError(
+            f"{checkpoint.path}: trained on {checkpoint.base!r}, but the recipe's model.name is {recipe.model.name!r}"
+        )
+
+
+def claim_run(out: Path | None, name: str) -> Path:
+    """A new folder for a run: `out`, or the first free of runs/NAME, runs/NAME-2, ..."""
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out}: already holds files; choose another --out, or continue a run of it with --resume")
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    number = 1
+    while True:
+        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def start_run(folder: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
+    (folder / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
+    (folder / RUN).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def reopen_run(folder: Path, facts: dict[str, Any]) -> Recipe:
+    """The recipe of a run to resume, if it is the same command on the same data. Raises UserError if it is not."""
+    if not (folder / RECIPE).is_file() or not (folder / RUN).is_file():
+        raise UserError(f"{folder}: no run to resume here (it has no {RECIPE} and {RUN})")
+    began = _read_json(folder / RUN)
+    for key in ("stage", "data_sha256", "from"):
+        if began.get(key) != facts[key]:
+            raise UserError(f"{folder}: began with {key} = {began.get(key)!r}, not {facts[key]!r}; resume with the same")
+    return load_recipe(str(folder / RECIPE))
+
+
+def last_trainer_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint-N whose trainer state was written (the Trainer writes it last)."""
+    found = [p for p in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    complete = [p for p in found if (p / "trainer_state.json").is_file()]
+    return max(complete, key=lambda p: int(p.name.split("-")[1]), default=None)
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    path = run / METRICS
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{path}: cannot be read as JSON") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return content

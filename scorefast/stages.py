@@ -1,0 +1,181 @@
+"""stage1 and stage2 as a user runs them: check, load, train with progress, save, draw the curve."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+from scorefast import report
+from scorefast.data import Dataset, Example
+from scorefast.metrics import Graded
+from scorefast.model import load_policy, load_tokenizer, resolve_backend
+from scorefast.objective import is_on_policy
+from scorefast.prompts import ChatFormat
+from scorefast.recipe import Recipe, UserError
+from scorefast.runs import Checkpoint, last_trainer_checkpoint, read_metrics
+from scorefast.trainer import ScoreTrainer, check_micro_batches
+
+Section = Literal["stage1", "stage2"]
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved; `signum` says by what."""
+
+    def __init__(self, signum: int):
+        self.signum = signum
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One run of a stage, everything about it decided."""
+
+    section: Section
+    recipe: Recipe
+    dataset: Dataset
+    start: Checkpoint | None
+    folder: Path
+
+
+def check_stage(section: Section, recipe: Recipe, dataset: Dataset) -> None:
+    """Everything that can be wrong before a model is loaded. Raises UserError."""
+    stage = getattr(recipe, section)
+    check_micro_batches(stage, section)
+    train = dataset.split("train", "training")
+    if not is_on_policy(stage) and stage.first_attempt == "data":
+        missing = sum(e.original_answer is None for e in train)
+        if missing:
+            raise UserError(
+                f"{dataset.source}: {missing} of {len(train)} training rows have no original_answer, which "
+                f"stage1.method=supervised needs; fill it, or set stage1.first_attempt=sampled"
+            )
+
+
+def check_lengths(chat: ChatFormat, recipe: Recipe, examples: Sequence[Example], supervised: bool) -> None:
+    """Longer sequences would be cut silently further down. Raises UserError naming the longest question."""
+    limit, reply = recipe.model.max_seq_length, recipe.rollout.max_new_tokens
+    worst, longest = 0, ""
+    for e in examples:
+        given = [len(chat.reply(text)) for text in (e.original_answer or "", e.correct_answer)] if supervised else []
+        total = len(chat.first_turn(e.question)) + len(chat.next_turn([])) + sum(max(reply, n) for n in given or [0, 0])
+        if total > worst:
+            worst, longest = total, e.question
+    if worst > limit:
+        raise UserError(
+            f"question {longest[:60]!r}: needs up to {worst} tokens in two turns, model.max_seq_length is {limit}; "
+            "raise it, lower rollout.max_new_tokens, or drop the question"
+        )
+
+
+def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
+    """Train, save into job.folder, draw curve.png; returns the folder. Raises Interrupted after a saving stop."""
+    recipe, stage = job.recipe, getattr(job.recipe, job.section)
+    train, validation = job.dataset.split("train", "training"), job.dataset.splits["validation"]
+    validation = validation[: recipe.eval.max_questions]
+    chat = ChatFormat(load_tokenizer(recipe.model.name), recipe.prompt.correction)
+    check_lengths(chat, recipe, [*train, *validation], supervised=not is_on_policy(stage))
+    last = last_trainer_checkpoint(job.folder) if resume else None
+    console.print(
+        f"{job.section}: {recipe.model.name} on {resolve_backend(recipe.model)}, "
+        f"{len(train)} training and {len(validation)} validation questions, {stage.max_steps} steps"
+        + (f", resuming after {last.name}" if last else ""),
+        highlight=False,
+    )
+    policy = load_policy(recipe, job.start, trainable=True)
+    progress, stop = ProgressLine(console, stage.max_steps), StopOnSignal()
+
+    def show(step: int, graded: list[Graded]) -> None:
+        if (step - 1) % stage.show_steps == 0:
+            progress.print(report.transcript(graded[0], f"sampled at step {step}"))
+
+    trainer = ScoreTrainer(
+        policy, recipe, job.section, train, validation, job.folder, show=show, callbacks=[progress, stop]
+    )
+    trainer.args.eval_on_start = bool(validation) and last is None
+    with stop, progress.bar:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if stop.signum is not None and trainer.state.global_step < stage.max_steps:
+        raise Interrupted(stop.signum)
+    trainer.save_model(str(job.folder))
+    report.draw_learning_curve(read_metrics(job.folder), f"{job.folder.name}: {job.section}", job.folder / "curve.png")
+    return job.folder
+
+
+class StopOnSignal(TrainerCallback):
+    """The first SIGINT or SIGTERM lets the step end, saves and stops; a second one leaves at once."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self._before[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None:
+            raise KeyboardInterrupt
+        self.signum = signum
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.signum is not None:
+            control.should_save = control.should_training_stop = True
+
+
+class ProgressLine(TrainerCallback):
+    """A live bar with ETA on a terminal; elsewhere one plain line every few steps."""
+
+    def __init__(self, console: Console, steps: int):
+        self.console = console
+        self.every = max(1, steps // 10)
+        self.bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("train", total=steps, status="")
+
+    def print(self, what: Any) -> None:
+        self.bar.console.print(what)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        logs = logs or {}
+        if "eval_acc_t1" in logs:
+            self.print(
+                f"step {state.global_step}: validation (greedy) acc@t1 {logs['eval_acc_t1']:.3f}, "
+                f"acc@t2 {logs['eval_acc_t2']:.3f}, delta {logs['eval_delta']:+.3f}"
+            )
+        elif "loss" in logs:
+            status = status_line(logs)
+            self.bar.update(self.task, completed=state.global_step, status=status)
+            if not self.console.is_terminal and state.global_step % self.every == 0:
+                self.print(f"step {state.global_step}/{state.max_steps} {status}")
+
+
+def status_line(logs: dict[str, float]) -> str:
+    names = {
+        "loss": "loss {:.3f}",
+        "reward_t2": "reward {:+.2f}",
+        "acc_t1": "acc@t1 {:.2f}",
+        "acc_t2": "acc@t2 {:.2f}",
+        "kl_t1": "KL1 {:.3f}",
+        "kl_t2": "KL2 {:.3f}",
+        "rollout_tokens_per_second": "{:.0f} tokens/s",
+    }
+    return "  ".join(form.format(logs[name]) for name, form in names.items() if name in logs)
