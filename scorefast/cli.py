@@ -25,7 +25,7 @@ app = typer.Typer(
 
 DataOption = Annotated[str, typer.Option("--data", help="CSV, JSONL or Parquet file, or a folder made by `prepare`.")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A .yaml file or the name of a shipped recipe.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: stage2.alpha=5. Repeatable.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key, e.g. stage2.alpha=5.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Folder to make; default: a new one under runs/.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Overrides the recipe's seed.")]
 FromOption = Annotated[str | None, typer.Option("--from", help="Checkpoint to start from; default: the base model.")]
@@ -85,7 +85,8 @@ def prepare(
         from scorefast.prompts import ChatFormat
 
         try:
-            lengths = token_lengths(dataset, ChatFormat(load_tokenizer(settings.model.name), settings.prompt.correction))
+            chat = ChatFormat(load_tokenizer(settings.model.name), settings.prompt.correction)
+            lengths = token_lengths(dataset, chat)
         except UserError as error:
             console.print(f"token lengths not measured: {error}", highlight=False)
             lengths = None
@@ -156,7 +157,8 @@ def _stage(
     if start is not None:
         runs.require_same_base(start, settings)
         if start.is_adapter != (settings.model.tuning == "lora"):
-            raise UserError(f"{start.path}: is {'an adapter' if start.is_adapter else 'a whole model'}, but model.tuning is {settings.model.tuning}")
+            kind = "an adapter" if start.is_adapter else "a whole model"
+            raise UserError(f"{start.path}: is {kind}, but model.tuning is {settings.model.tuning}")
     dataset = load_dataset(data, settings.data)
     if not dry_run and not resume:
         out = runs.claim_run(out, section) if _rank() == 0 else out
@@ -185,8 +187,9 @@ def _print_plan(console: Console, section: str, settings: Recipe, dataset: Any) 
     console.print(dump_recipe(settings), markup=False, highlight=False)
     counts = ", ".join(f"{len(examples)} {name}" for name, examples in dataset.splits.items())
     console.print(
-        f"plan: {section} of {settings.model.name} on {dataset.source} ({counts} questions): {stage.max_steps} steps of "
-        f"{stage.questions_per_step} questions, micro-batches of {stage.micro_batch_size} trajectories. Nothing was run.",
+        f"plan: {section} of {settings.model.name} on {dataset.source} ({counts} questions): {stage.max_steps} steps "
+        f"of {stage.questions_per_step} questions, micro-batches of {stage.micro_batch_size} trajectories. "
+        "Nothing was run.",
         highlight=False,
     )
 
@@ -217,7 +220,7 @@ def eval_(
     if split not in SPLITS:
         raise UserError(f"--split {split}: expected one of {', '.join(SPLITS)}")
     dataset = load_dataset(data, settings.data)
-    examples = dataset.split(split, "evaluation")[: settings.eval.max_questions]  # type: ignore[arg-type]
+    examples = dataset.split(split, "evaluation")[: settings.eval.max_questions]
     if out is not None:
         runs.claim_run(out, "eval")
     context = {"data": dataset.source, "split": split, "model": settings.model.name, "version": __version__}
@@ -233,7 +236,7 @@ def chat(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, or `base`.")] = "base",
     recipe: RecipeOption = "auto",
     set_: SetOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One question a line in, one JSON object a line out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A question a line in, a JSON object a line out.")] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Ask, watch the first attempt, then watch the model correct it. /help lists the commands."""

@@ -101,7 +101,7 @@ def load_dataset(source: str, settings: Data) -> Dataset:
 
 
 def write_prepared(dataset: Dataset, settings: Data, out: Path, lengths: dict[str, Any] | None) -> dict[str, Any]:
-    """One Parquet file a split, then the manifest, last: a folder without one was not finished. Returns the manifest."""
+    """One Parquet file a split, then the manifest: a folder without one was not finished. Returns the manifest."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -184,7 +184,8 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         yield from reader(path)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}: 0x{error.object[error.start]:02x}); save it as UTF-8") from None
+        byte = error.object[error.start]
+        raise UserError(f"{path}: not UTF-8 (byte {error.start} is 0x{byte:02x}); save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
 
@@ -197,7 +198,8 @@ def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
             _require_columns(path, reader.fieldnames)
             for row in reader:
                 if None in row or None in row.values():
-                    raise UserError(f"{path}: row ending on line {reader.line_num} has not the header's {len(reader.fieldnames or [])} cells")
+                    cells = len(reader.fieldnames or [])
+                    raise UserError(f"{path}: line {reader.line_num}: this row has not the header's {cells} cells")
                 yield row
         except csv.Error as error:
             raise UserError(f"{path}: line {reader.line_num}: {error}") from None

@@ -75,12 +75,15 @@ def wilson(successes: int, n: int) -> Interval:
 def paired_bootstrap(before: Sequence[bool], after: Sequence[bool], samples: int, seed: int = 0) -> Interval:
     """95 % percentile interval of mean(after) - mean(before), resampling questions (pairs).
 
-    A resample depends on the counts of (lost, tied, won) pairs alone, so it is one multinomial draw.
+    A resample depends on the counts of (lost, tied, won) pairs alone, so it is one multinomial draw. Half a lost, one
+    tied and half a won pair are added first (as Agresti and Min do for paired proportions, 2005), so that an interval
+    keeps a width where no pair, or every pair, changed.
     """
     difference = np.asarray(after, dtype=int) - np.asarray(before, dtype=int)
     n = len(difference)
     counts = np.array([(difference == d).sum() for d in (-1, 0, 1)])
-    draws = np.random.default_rng(seed).multinomial(n, counts / n, size=samples)
+    smoothed = (counts + np.array([0.5, 1.0, 0.5])) / (n + 2)
+    draws = np.random.default_rng(seed).multinomial(n, smoothed, size=samples)
     low, high = np.percentile((draws[:, 2] - draws[:, 0]) / n, [2.5, 97.5])
     return (float(low), float(high))
 

@@ -23,10 +23,10 @@ from scorefast.runs import Checkpoint
 class Policy:
     """A model, how to talk to it, and the reference it is held near (itself without adapter, or a frozen copy)."""
 
-    model: nn.Module
+    model: Any  # PreTrainedModel or PeftModel
     chat: ChatFormat
     backend: str
-    frozen_reference: nn.Module | None = None
+    frozen_reference: Any = None
 
     @property
     def tokenizer(self) -> Any:
@@ -42,7 +42,7 @@ class Policy:
         return self.model.get_output_embeddings().weight
 
     @contextmanager
-    def reference(self) -> Iterator[nn.Module]:
+    def reference(self) -> Iterator[Any]:
         """The reference model, without gradients."""
         with torch.no_grad():
             if self.frozen_reference is not None:
@@ -53,7 +53,7 @@ class Policy:
 
 
 def resolve_backend(settings: Model) -> str:
-    """`auto` is unsloth where CUDA and Unsloth are both there, else transformers. Raises UserError where asked in vain."""
+    """`auto` is unsloth where CUDA and Unsloth are there, else transformers. Raises UserError where asked in vain."""
     available = importlib.util.find_spec("unsloth") is not None
     if settings.backend == "unsloth" and not available:
         raise UserError('model.backend: unsloth is not installed here; pip install "scorefast[unsloth]"')
@@ -81,8 +81,8 @@ def load_policy(recipe: Recipe, checkpoint: Checkpoint | None = None, *, trainab
     settings = recipe.model
     backend = resolve_backend(settings)
     chat = ChatFormat(load_tokenizer(settings.name), recipe.prompt.correction)
-    full = checkpoint is not None and not checkpoint.is_adapter
-    model = _load_base(settings, backend, str(checkpoint.path) if full else model_path(settings.name))
+    whole = str(checkpoint.path) if checkpoint is not None and not checkpoint.is_adapter else None
+    model = _load_base(settings, backend, whole or model_path(settings.name))
     frozen = None
     if trainable and settings.tuning == "full":
         frozen = _load_base(settings, backend, model_path(settings.name)).requires_grad_(False)
@@ -111,13 +111,24 @@ def _load_base(settings: Model, backend: str, path: str) -> Any:
         if backend == "unsloth":
             model = _load_with_unsloth(settings, path, dtype)
         else:
-            from transformers import AutoModelForCausalLM
-
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, quantization_config=_four_bit(settings, dtype))
+            model = _load_with_transformers(settings, path, dtype)
     except (OSError, ValueError) as error:
         raise UserError(f"model {path}: cannot be loaded: {str(error).splitlines()[0]}") from None
     _return_hidden_on_request(model)
     return model
+
+
+def _load_with_transformers(settings: Model, path: str, dtype: torch.dtype) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    # transformers' default attention (sdpa) silently leaves out Gemma-2's attention soft cap; eager applies it.
+    softcapped = getattr(AutoConfig.from_pretrained(path).get_text_config(), "attn_logit_softcapping", None)
+    return AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=dtype,
+        quantization_config=_four_bit(settings, dtype),
+        **({"attn_implementation": "eager"} if softcapped else {}),
+    )
 
 
 def _load_with_unsloth(settings: Model, path: str, dtype: torch.dtype) -> Any:
@@ -144,9 +155,13 @@ def _four_bit(settings: Model, dtype: torch.dtype) -> Any:
 def _add_lora(model: Any, settings: Model, backend: str, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    targets = settings.lora.target_modules
-    targets = targets if isinstance(targets, str) else list(targets)
-    shape = {"r": settings.lora.r, "lora_alpha": settings.lora.alpha, "lora_dropout": settings.lora.dropout}
+    chosen = settings.lora.target_modules
+    targets = chosen if isinstance(chosen, str) else list(chosen)
+    shape: dict[str, Any] = {
+        "r": settings.lora.r,
+        "lora_alpha": settings.lora.alpha,
+        "lora_dropout": settings.lora.dropout,
+    }
     torch.manual_seed(seed)
     if backend == "unsloth":
         from unsloth import FastLanguageModel
@@ -195,7 +210,8 @@ def generate(
 ) -> list[list[int]]:
     """New token ids for each prompt, up to and including the closing token. temperature 0 is greedy.
 
-    Samples come from the whole softmax of logits / temperature (no top-k, no top-p), which is what the loss scores. A streamer (transformers.BaseStreamer) needs batch_size 1.
+    Samples come from the whole softmax of logits / temperature (no top-k, no top-p), which is what the loss scores.
+    A streamer (transformers.BaseStreamer) needs batch_size 1.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     replies: dict[int, list[int]] = {}
@@ -255,6 +271,6 @@ def _until_end(ids: list[int], ends: set[int]) -> list[int]:
 
 
 def save_policy(policy: Policy, folder: Path) -> None:
-    """An ordinary PEFT folder (or model folder, for full fine-tuning) in safetensors, with tokenizer and chat template."""
+    """An ordinary PEFT folder (a model folder after full fine-tuning), safetensors, with tokenizer and template."""
     policy.model.save_pretrained(str(folder))
     policy.tokenizer.save_pretrained(str(folder))

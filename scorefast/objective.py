@@ -27,6 +27,9 @@ class TurnCoefficients:
     pg: Tensor
     kl: Tensor
 
+    def __getitem__(self, rows: slice) -> TurnCoefficients:
+        return TurnCoefficients(self.pg[rows], self.kl[rows])
+
 
 def is_on_policy(stage: Stage1 | Stage2) -> bool:
     """False where the second attempt is the data's correct answer instead of a sample."""

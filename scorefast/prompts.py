@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from typing import Any
 
 # The wording of the paper's mathematics prompt (arXiv 2409.12917, appendix), without its formatting demand.
 # It neither contains the answer nor says whether the first attempt was right.
@@ -27,7 +24,7 @@ _USER, _REPLY, _AGAIN = "QuestionSlot", "ReplySlot", "CorrectionSlot"
 class ChatFormat:
     """A chat template taken apart once: token ids are joined from its pieces, replies stay exactly as sampled."""
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any  # a transformers fast tokenizer with a chat template
     correction: str = CORRECTION
 
     @cached_property
@@ -38,11 +35,12 @@ class ChatFormat:
             {"role": "assistant", "content": _REPLY},
             {"role": "user", "content": _AGAIN},
         ]
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         before, rest = text.split(_USER)
         ask, rest = rest.split(_REPLY)
         between, after = rest.split(_AGAIN)
-        return tuple(tuple(self.tokenizer(piece, add_special_tokens=False).input_ids) for piece in (before, ask, between, after))
+        pieces = (before, ask, between, after)
+        return tuple(tuple(self.tokenizer(piece, add_special_tokens=False).input_ids) for piece in pieces)
 
     @property
     def end_of_turn(self) -> int:

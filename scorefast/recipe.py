@@ -222,7 +222,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise UserError(f"--set {key}: {name!r} is a value, not a group of keys")
     try:
-        node[leaf] = yaml.safe_load(text)  # YAML 1.1 reads 2e-4 as a string; pydantic makes it a number where one is due
+        node[leaf] = yaml.safe_load(
+            text
+        )  # YAML 1.1 reads 2e-4 as a string; pydantic makes it a number where one is due
     except yaml.YAMLError:
         raise UserError(f"--set {key}: {text!r} is not a YAML value") from None
 

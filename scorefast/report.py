@@ -15,8 +15,9 @@ from scorefast.metrics import Graded, Interval, Result
 
 
 def printable(text: str) -> str:
-    """Text of a model or a file, safe on a terminal: control characters other than newline and tab become visible."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in {"Cc", "Cf"} else f"\\x{ord(c):02x}" for c in text)
+    """Text of a model or a file, safe on a terminal: control characters but newline and tab become visible."""
+    hidden = {"Cc", "Cf"}
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in hidden else f"\\x{ord(c):02x}" for c in text)
 
 
 def _percent(value: float, interval: Interval, sign: bool = False) -> str:
@@ -109,10 +110,12 @@ def draw_learning_curve(metrics: Sequence[dict[str, Any]], title: str, path: Pat
     for turn, colour in (("t1", "tab:blue"), ("t2", "tab:orange")):
         batch = [(m["step"], m[f"acc_{turn}"]) for m in metrics if f"acc_{turn}" in m]
         held_out = [(m["step"], m[f"eval_acc_{turn}"]) for m in metrics if f"eval_acc_{turn}" in m]
-        if batch:
-            axes.plot(*zip(*batch, strict=True), color=colour, alpha=0.35, linewidth=1, label=f"acc@{turn}, training batch (sampled)")
-        if held_out:
-            axes.plot(*zip(*held_out, strict=True), color=colour, marker="o", label=f"acc@{turn}, validation (greedy)")
+        for points, kind, style in (
+            (batch, "training batch (sampled)", {"alpha": 0.35, "linewidth": 1}),
+            (held_out, "validation (greedy)", {"marker": "o"}),
+        ):
+            if points:
+                axes.plot(*zip(*points, strict=True), color=colour, label=f"acc@{turn}, {kind}", **style)
     axes.set(xlabel="optimizer step", ylabel="accuracy", ylim=(0, 1), title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

@@ -14,7 +14,9 @@ from scorefast.recipe import OriginReward
 
 Grader = Literal["auto", "numeric", "exact"]
 
-_NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?\$?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?|(?<![\w.])[-+\u2212]?\$?\d+(?:\.\d+)?(?:/\d+)?%?")
+_NUMBER = re.compile(
+    r"(?<![\w.])[-+\u2212]?\$?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?|(?<![\w.])[-+\u2212]?\$?\d+(?:\.\d+)?(?:/\d+)?%?"
+)
 _MARKER = re.compile(r"####|\\boxed\{|(?:final\s+)?answer(?:\s+is)?\s*:?|(?:^|\n)\s*A\s*:", re.IGNORECASE)
 
 
@@ -41,7 +43,7 @@ def parse_number(text: str) -> Fraction | None:
 
 
 def extract_number(reply: str) -> Fraction | None:
-    """The number a reply ends on: the first after its last answer marker (`####`, `Answer:`, `\\boxed{`), else its last."""
+    """The number a reply ends on: the first after its last marker (`####`, `Answer:`, `\\boxed{`), else its last."""
     markers = list(_MARKER.finditer(reply))
     if markers:
         after = _NUMBER.search(reply, markers[-1].end())

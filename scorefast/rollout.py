@@ -98,4 +98,5 @@ def collate(trajectories: Sequence[Trajectory], coefs: TurnCoefficients, pad: in
         attention_mask[row, :start] = 1
     padded = [torch.cat([torch.zeros(b, 1), c], dim=1) for c in (coefs.pg, coefs.kl)]  # (B, 3), turn 0 is 0
     pg_coef, kl_coef = (c.gather(1, turn) for c in padded)
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "turn": turn, "pg_coef": pg_coef, "kl_coef": kl_coef}
+    tokens = {"input_ids": input_ids, "attention_mask": attention_mask, "turn": turn}
+    return tokens | {"pg_coef": pg_coef, "kl_coef": kl_coef}

@@ -78,7 +78,7 @@ def reopen_run(folder: Path, facts: dict[str, Any]) -> Recipe:
     began = _read_json(folder / RUN)
     for key in ("stage", "data_sha256", "from"):
         if began.get(key) != facts[key]:
-            raise UserError(f"{folder}: began with {key} = {began.get(key)!r}, not {facts[key]!r}; resume with the same")
+            raise UserError(f"{folder}: began with {key} = {began.get(key)!r}, not {facts[key]!r}")
     return load_recipe(str(folder / RECIPE))
 
 

@@ -83,12 +83,13 @@ class ScoreTrainer(Trainer):
         stage: Stage1 | Stage2 = getattr(recipe, section)
         arguments = training_arguments(recipe, stage, run, validate=bool(validation))
         arguments.gradient_accumulation_steps = check_micro_batches(stage, section, arguments.world_size)
+        as_list: Any = list  # batches of question indices: tensors are made after the rollout
         super().__init__(
-            model=policy.model,  # type: ignore[arg-type]  # a PeftModel is none of the types named, and works
+            model=policy.model,  # a PeftModel is none of the types named, and works
             args=arguments,
-            data_collator=list,  # type: ignore[arg-type]  # batches of question indices: tensors are made after the rollout
+            data_collator=as_list,  # batches of question indices: tensors are made after the rollout
             train_dataset=Slots(len(train), stage, samples_per_question(stage), recipe.seed),
-            eval_dataset=list(validation) or None,  # type: ignore[arg-type]
+            eval_dataset=list(validation) or None,
             processing_class=policy.tokenizer,
             callbacks=[MetricsFile(run), *callbacks],
         )
@@ -115,7 +116,8 @@ class ScoreTrainer(Trainer):
     # --- where batches come from -------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)  # type: ignore[arg-type]
+        slots: Any = train_dataset if train_dataset is not None else self.train_dataset
+        return SequentialSampler(slots)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[int]], num_batches: int, device: torch.device
@@ -139,14 +141,13 @@ class ScoreTrainer(Trainer):
         m = self.stage.micro_batch_size
         pad = self.policy.tokenizer.pad_token_id
         batches = [
-            rollout.collate(trajectories[i : i + m], objective.TurnCoefficients(coefs.pg[i : i + m], coefs.kl[i : i + m]), pad)
-            for i in range(0, len(trajectories), m)
+            rollout.collate(trajectories[i : i + m], coefs[i : i + m], pad) for i in range(0, len(trajectories), m)
         ]
         if self.stage.normalize == "token":
             count = sum(int(((b["pg_coef"] != 0) | (b["kl_coef"] != 0)).sum()) for b in batches)
         else:
             count = len(trajectories)
-        total = self.accelerator.gather(torch.tensor(count, device=device)).sum()  # type: ignore[union-attr]
+        total = self.accelerator.gather(torch.tensor(count, device=device)).sum()
         return batches, total.clamp(min=1)
 
     def _trajectories(self, examples: list[Example]) -> list[rollout.Trajectory]:
@@ -164,7 +165,7 @@ class ScoreTrainer(Trainer):
         if not objective.is_on_policy(self.stage):
             return torch.zeros_like(rewards)
         device, size, rank = self.args.device, len(rewards), self.args.process_index
-        everyone = [self.accelerator.gather(t.to(device)).cpu() for t in (rewards, groups)]  # type: ignore[union-attr]
+        everyone = [self.accelerator.gather(t.to(device)).cpu() for t in (rewards, groups)]
         return objective.leave_one_out_advantage(*everyone)[rank * size : (rank + 1) * size]
 
     # --- their loss --------------------------------------------------------------------------------------------
@@ -174,7 +175,7 @@ class ScoreTrainer(Trainer):
         model: nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """score_loss over the trained tokens of a micro-batch, divided by the whole step's normaliser."""
         assert num_items_in_batch is not None
@@ -260,9 +261,7 @@ def micro_batch_loss(
     return loss, stats, inputs["turn"][:, 1:][trained]
 
 
-def training_arguments(
-    recipe: Recipe, stage: Stage1 | Stage2, run: Path, *, validate: bool
-) -> TrainingArguments:
+def training_arguments(recipe: Recipe, stage: Stage1 | Stage2, run: Path, *, validate: bool) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(run),
         seed=recipe.seed,
