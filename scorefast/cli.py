@@ -260,6 +260,7 @@ def chat(
 
 
 def _console(quiet: bool) -> Console:
+    quiet = quiet or _rank() != 0
     console = Console(stderr=True, quiet=quiet)
     return console if console.is_terminal else Console(stderr=True, quiet=quiet, width=160)
 

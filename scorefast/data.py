@@ -202,7 +202,7 @@ def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
                     raise UserError(f"{path}: line {reader.line_num}: this row has not the header's {cells} cells")
                 yield row
         except csv.Error as error:
-            raise UserError(f"{path}: line {reader.line_num}: {error}") from None
+            raise UserError(f"{path}: line {reader.reader.line_num}: {error}") from None
 
 
 def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from scorefast.objective import is_on_policy
 from scorefast.prompts import ChatFormat
 from scorefast.recipe import Recipe, UserError
 from scorefast.runs import Checkpoint, last_trainer_checkpoint, read_metrics
-from scorefast.trainer import ScoreTrainer, check_micro_batches
+from scorefast.trainer import ScoreTrainer, micro_batch_size
 
 Section = Literal["stage1", "stage2"]
 
@@ -47,7 +48,7 @@ class StageRun:
 def check_stage(section: Section, recipe: Recipe, dataset: Dataset) -> None:
     """Everything that can be wrong before a model is loaded. Raises UserError."""
     stage = getattr(recipe, section)
-    check_micro_batches(stage, section)
+    micro_batch_size(stage, section, int(os.environ.get("WORLD_SIZE", "1")))
     train = dataset.split("train", "training")
     if not is_on_policy(stage) and stage.first_attempt == "data":
         missing = sum(e.original_answer is None for e in train)
@@ -104,7 +105,9 @@ def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
     if stop.signum is not None and trainer.state.global_step < stage.max_steps:
         raise Interrupted(stop.signum)
     trainer.save_model(str(job.folder))
-    report.draw_learning_curve(read_metrics(job.folder), f"{job.folder.name}: {job.section}", job.folder / "curve.png")
+    if trainer.is_world_process_zero():
+        title = f"{job.folder.name}: {job.section}"
+        report.draw_learning_curve(read_metrics(job.folder), title, job.folder / "curve.png")
     return job.folder
 
 

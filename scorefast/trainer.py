@@ -52,17 +52,19 @@ def samples_per_question(stage: Stage1 | Stage2) -> int:
     return stage.samples_per_question if objective.is_on_policy(stage) else 1
 
 
-def check_micro_batches(stage: Stage1 | Stage2, section: str, processes: int = 1) -> int:
-    """Micro-batches a step and process. Raises UserError where a step cannot be cut evenly."""
+def micro_batch_size(stage: Stage1 | Stage2, section: str, processes: int = 1) -> int:
+    """The largest size up to the recipe's that cuts a process's share of a step evenly.
+
+    Raises UserError where a step cannot be shared evenly between processes.
+    """
     trajectories = stage.questions_per_step * samples_per_question(stage)
-    count, rest = divmod(trajectories, stage.micro_batch_size * processes)
-    if rest or not count:
-        across = f" x {processes} processes" if processes > 1 else ""
+    share, rest = divmod(trajectories, processes)
+    if rest:
         raise UserError(
-            f"{section}: a step has {trajectories} trajectories (questions_per_step x samples), "
-            f"which micro_batch_size = {stage.micro_batch_size}{across} does not divide"
+            f"{section}: a step's {trajectories} trajectories (questions_per_step x samples_per_question) "
+            f"cannot be shared evenly by {processes} processes"
         )
-    return count
+    return max(size for size in range(1, min(stage.micro_batch_size, share) + 1) if share % size == 0)
 
 
 class ScoreTrainer(Trainer):
@@ -82,12 +84,16 @@ class ScoreTrainer(Trainer):
     ):
         stage: Stage1 | Stage2 = getattr(recipe, section)
         arguments = training_arguments(recipe, stage, run, validate=bool(validation))
-        arguments.gradient_accumulation_steps = check_micro_batches(stage, section, arguments.world_size)
+        self.micro_batch = micro_batch_size(stage, section, arguments.world_size)
+        arguments.per_device_train_batch_size = self.micro_batch
+        arguments.gradient_accumulation_steps = (
+            stage.questions_per_step * samples_per_question(stage) // (self.micro_batch * arguments.world_size)
+        )
         as_list: Any = list  # batches of question indices: tensors are made after the rollout
         super().__init__(
-            model=policy.model,  # a PeftModel is none of the types named, and works
+            model=policy.model,
             args=arguments,
-            data_collator=as_list,  # batches of question indices: tensors are made after the rollout
+            data_collator=as_list,
             train_dataset=Slots(len(train), stage, samples_per_question(stage), recipe.seed),
             eval_dataset=list(validation) or None,
             processing_class=policy.tokenizer,
@@ -138,7 +144,7 @@ class ScoreTrainer(Trainer):
         self._record_rollout(graded, rewards, advantages, seconds)
         self.show(self.state.global_step + 1, graded)
 
-        m = self.stage.micro_batch_size
+        m = self.micro_batch
         pad = self.policy.tokenizer.pad_token_id
         batches = [
             rollout.collate(trajectories[i : i + m], coefs[i : i + m], pad) for i in range(0, len(trajectories), m)
@@ -266,7 +272,6 @@ def training_arguments(recipe: Recipe, stage: Stage1 | Stage2, run: Path, *, val
         output_dir=str(run),
         seed=recipe.seed,
         max_steps=stage.max_steps,
-        per_device_train_batch_size=stage.micro_batch_size,
         learning_rate=stage.learning_rate,
         lr_scheduler_type=stage.lr_scheduler,
         warmup_steps=stage.warmup_steps,
@@ -287,6 +292,7 @@ def training_arguments(recipe: Recipe, stage: Stage1 | Stage2, run: Path, *, val
         dataloader_pin_memory=False,
         gradient_checkpointing=recipe.model.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.model.gradient_checkpointing else None,
+        ddp_find_unused_parameters=False,
         use_cpu=not torch.cuda.is_available(),
     )
 

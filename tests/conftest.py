@@ -1,0 +1,76 @@
+"""Everything here runs the real embedded model; nothing is mocked."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+REPOSITORY = Path(__file__).parent.parent
+SHIPPED = REPOSITORY / "data" / "score.csv"
+
+
+def scorefast(*arguments: object, cwd: Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    """The command as a user runs it, in its own process."""
+    return subprocess.run(
+        [sys.executable, "-m", "scorefast", *map(str, arguments)],
+        cwd=cwd,
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+# A few short steps on a few questions: enough to exercise everything, not to learn.
+QUICK = [
+    *("--set", "stage1.max_steps=2", "--set", "stage2.max_steps=2"),
+    *("--set", "stage1.questions_per_step=2", "--set", "stage2.questions_per_step=2"),
+    *("--set", "stage1.eval_steps=2", "--set", "stage2.eval_steps=2"),
+    *("--set", "eval.max_questions=12"),
+]
+
+
+@pytest.fixture(scope="session")
+def recipe():
+    from scorefast.recipe import load_recipe
+
+    return load_recipe("tiny-cpu", ["rollout.max_new_tokens=40"])
+
+
+@pytest.fixture(scope="session")
+def chat(recipe):
+    from scorefast.model import load_tokenizer
+    from scorefast.prompts import ChatFormat
+
+    return ChatFormat(load_tokenizer("tiny-gemma2"), recipe.prompt.correction)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A folder with runs/data, runs/stage1 and runs/stage2, made by the commands themselves."""
+    folder = tmp_path_factory.mktemp("trained")
+    for arguments in (
+        ["prepare", SHIPPED, *QUICK],
+        ["stage1", "--data", "runs/data", *QUICK],
+        ["stage2", "--data", "runs/data", "--from", "runs/stage1"],
+    ):
+        done = scorefast(*arguments, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        made = done.stdout.splitlines()
+        assert made == [f"runs/{arguments[0].replace('prepare', 'data')}"], "stdout is the path of what was made"
+    return folder
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    return random.Random(0)

@@ -1,0 +1,264 @@
+"""The commands as people run them: what they print, what they make, how they say no."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast
+
+RATES = ("acc_t1", "acc_t2", "delta", "delta_i2c", "delta_c2i")
+
+
+def test_help_and_wrong_flags_load_no_torch():
+    """`--help`, a wrong flag and a missing file have to answer at once."""
+    code = "import sys, scorefast.cli; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_run_is_an_ordinary_peft_folder(trained):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = trained / "runs/stage2"
+    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folder))
+    assert model.peft_config["default"].r == 8
+    assert "start_of_turn" in AutoTokenizer.from_pretrained(str(folder)).chat_template
+    files = {path.name for path in folder.iterdir()}
+    assert {"adapter_model.safetensors", "recipe.yaml", "run.json", "metrics.jsonl", "curve.png"} <= files
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(folder.rglob("training_args.bin"))
+
+
+def test_stage2_inherits_the_recipe_of_the_run_it_starts_from(trained):
+    from scorefast.recipe import load_recipe
+
+    recipes = [load_recipe(str(trained / f"runs/{stage}/recipe.yaml")) for stage in ("stage1", "stage2")]
+    assert recipes[0] == recipes[1]
+    assert recipes[0].stage1.max_steps == 2
+
+
+def test_eval_prints_one_json_object_and_writes_reports_beside_the_checkpoints(trained):
+    done = scorefast(
+        "eval", "base", "runs/stage1", "runs/stage2", "--data", "runs/data", "--json", "--probe", cwd=trained
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    report = json.loads(line)
+    assert [r["name"] for r in report["results"]] == ["base", "stage1", "stage2"]
+    for result in report["results"]:
+        assert result["n"] == 12
+        assert result["delta"] == pytest.approx(result["acc_t2"] - result["acc_t1"], abs=1e-9)
+        for name in RATES:
+            low, high = result["ci95"][name]
+            assert -1 <= low <= result[name] <= high <= 1
+    assert set(report["probe"]["stage2"]) == {"correct", "wrong", "unrelated", "empty"}
+    assert "gain_t2" in report["results"][1]
+    assert "gain_t2" not in report["results"][0]
+    beside = json.loads((trained / "runs/stage2/report.json").read_text())
+    assert {k: beside["results"][0][k] for k in RATES} == {k: report["results"][2][k] for k in RATES}
+    transcripts = [json.loads(t) for t in (trained / "runs/stage2/transcripts.jsonl").read_text().splitlines()]
+    assert len(transcripts) == 12
+    assert sum(t["correct2"] for t in transcripts) / 12 == report["results"][2]["acc_t2"]
+
+
+def test_eval_reads_the_test_split_only(trained):
+    from scorefast.data import load_dataset
+    from scorefast.recipe import load_recipe
+
+    scorefast("eval", "runs/stage1", "--data", "runs/data", cwd=trained)
+    dataset = load_dataset(str(trained / "runs/data"), load_recipe("tiny-cpu").data)
+    test_ids = {e.id for e in dataset.splits["test"]}
+    seen = {json.loads(t)["id"] for t in (trained / "runs/stage1/transcripts.jsonl").read_text().splitlines()}
+    assert seen <= test_ids
+    assert not test_ids & {e.id for name in ("train", "validation") for e in dataset.splits[name]}
+
+
+def test_the_same_seed_gives_the_same_metrics_and_another_does_not(tmp_path):
+    runs = []
+    for seed in (3, 3, 4):
+        out = f"runs/{len(runs)}"
+        done = scorefast("stage1", "--data", SHIPPED, *QUICK, "--seed", seed, "--out", out, "--quiet", cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        lines = [json.loads(m) for m in (tmp_path / out / "metrics.jsonl").read_text().splitlines()]
+        runs.append([{k: v for k, v in m.items() if k != "rollout_tokens_per_second"} for m in lines])
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_interrupt_saves_and_resume_ends_where_the_unbroken_run_does(tmp_path):
+    flags = [*QUICK, "--set", "stage1.max_steps=12", "--set", "stage1.save_steps=5", "--out"]
+    whole = scorefast("stage1", "--data", SHIPPED, *flags, "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    command = [sys.executable, "-m", "scorefast", "stage1", "--data", str(SHIPPED), *flags, "broken"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    metrics = tmp_path / "broken/metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not (metrics.is_file() and '"step": 3' in metrics.read_text()):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert "--resume" in err
+    unfinished = scorefast("eval", "broken", "--data", SHIPPED, cwd=tmp_path)
+    assert unfinished.returncode == 2
+    assert "continue it with --resume" in unfinished.stderr
+    resumed = scorefast("stage1", "--data", SHIPPED, "--out", "broken", "--resume", cwd=tmp_path)
+    assert (resumed.returncode, resumed.stdout) == (0, "broken\n"), resumed.stderr
+    ours, theirs = ((tmp_path / n / "adapter_model.safetensors").read_bytes() for n in ("whole", "broken"))
+    assert ours == theirs
+    logs = [
+        [
+            {k: v for k, v in json.loads(m).items() if k != "rollout_tokens_per_second"}
+            for m in p.read_text().splitlines()
+        ]
+        for p in (tmp_path / "whole/metrics.jsonl", metrics)
+    ]
+    assert logs[0] == logs[1], "no gap, no double line"
+
+
+def test_two_processes_share_a_step(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "scorefast", "stage1"]
+    command += ["--data", str(SHIPPED), *QUICK, "--out", "run"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["run"]
+    assert sum('"loss"' in m for m in (tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_chat_answers_a_line_with_a_json_line(trained):
+    questions = "What is 123 + 456?\n\n대한민국의 수도는?\n" + "long " * 600 + "\n"
+    done = scorefast("chat", "runs/stage2", "--json", cwd=trained, stdin=questions)
+    assert done.returncode == 0, done.stderr
+    first, second, third = (json.loads(line) for line in done.stdout.splitlines())
+    assert first["question"] == "What is 123 + 456?"
+    assert len(first["attempts"]) == 2
+    assert first["attempts"][0] == "The answer is 579"
+    assert first["changed"] == (first["attempts"][0] != first["attempts"][1])
+    assert second["question"] == "대한민국의 수도는?"
+    assert "max_seq_length" in third["error"]
+
+
+def test_chat_agrees_with_eval(trained):
+    """The conversation is the one that was evaluated: same prompt, same decoding."""
+    scorefast("eval", "runs/stage2", "--data", "runs/data", cwd=trained)
+    transcripts = [json.loads(t) for t in (trained / "runs/stage2/transcripts.jsonl").read_text().splitlines()]
+    done = scorefast("chat", "runs/stage2", cwd=trained, stdin="\n".join(t["question"] for t in transcripts))
+    attempts = [json.loads(line)["attempts"] for line in done.stdout.splitlines()]
+    assert attempts == [[t["attempt1"], t["attempt2"]] for t in transcripts]
+
+
+def test_prepare_writes_a_manifest_that_adds_up(trained):
+    manifest = json.loads((trained / "runs/data/manifest.json").read_text())
+    assert manifest["rows_read"] == manifest["rows_kept"] + sum(manifest["dropped"].values())
+    assert manifest["rows_kept"] == sum(manifest["splits"].values())
+    assert manifest["token_lengths"]["prompt"]["max"] >= manifest["token_lengths"]["prompt"]["p50"] > 0
+    assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in manifest["sha256"].values())
+
+
+def test_dry_run_prints_the_resolved_recipe_and_makes_nothing(tmp_path):
+    done = scorefast("stage2", "--data", SHIPPED, "--dry-run", "--set", "stage2.alpha=7", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "alpha: 7.0" in done.stderr
+    assert "plan: stage2" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stage1", "--data", "absent.csv"], "absent.csv: no such file"),
+        (["stage1"], "--data"),
+        (["stage1", "--dta", "x"], "No such option"),
+        (["stage1", "--data", "DATA", "--set", "stage1.max_step=1"], "did you mean 'stage1.max_steps'"),
+        (["stage1", "--data", "DATA", "--recipe", "absent"], "no recipe 'absent': give a .yaml file or one of"),
+        (["stage1", "--data", "DATA", "--resume"], "--out"),
+        (["stage1", "--data", "DATA", "--resume", "--out", "elsewhere"], "no run to resume here"),
+        (["stage2", "--data", "DATA", "--from", "."], "not a checkpoint"),
+        (["stage2", "--data", "DATA", "--from", "absent"], "absent: no such checkpoint folder"),
+        (["eval", "absent", "--data", "DATA"], "absent: no such checkpoint folder"),
+        (["eval", "base", "--data", "DATA", "--split", "dev"], "expected one of train, validation, test"),
+        (["chat", "absent"], "absent: no such checkpoint folder"),
+        (["prepare", "absent.csv"], "absent.csv: no such file"),
+        (["stage1", "--data", "columns.csv"], "missing column correct_answer; it has question, reply"),
+        (["stage1", "--data", "empty.csv"], "the file is empty"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(tmp_path, arguments, message):
+    (tmp_path / "columns.csv").write_text("question,reply\na,b\n")
+    (tmp_path / "empty.csv").write_text("")
+    done = scorefast(*[SHIPPED if a == "DATA" else a for a in arguments], cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert message in done.stderr
+    if done.stderr.startswith("scorefast:"):
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_folder_with_files_is_not_overwritten(trained):
+    before = (trained / "runs/stage1/adapter_model.safetensors").read_bytes()
+    done = scorefast("stage1", "--data", "runs/data", "--out", "runs/stage1", cwd=trained)
+    assert done.returncode == 2
+    assert "already holds files" in done.stderr
+    assert (trained / "runs/stage1/adapter_model.safetensors").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_base_is_refused(trained):
+    for command in (["stage2", "--from", "runs/stage1"], ["eval", "runs/stage1"]):
+        done = scorefast(*command, "--data", "runs/data", "--recipe", "gemma-2-2b-it", cwd=trained)
+        assert done.returncode == 2
+        assert "trained on 'tiny-gemma2', but the recipe's model.name is 'google/gemma-2-2b-it'" in done.stderr
+
+
+def test_resume_with_other_data_is_refused(trained, tmp_path):
+    done = scorefast("stage1", "--data", SHIPPED, "--out", "runs/stage1", "--resume", cwd=trained)
+    assert done.returncode == 2
+    assert "began with data_sha256" in done.stderr
+
+
+def test_supervised_without_first_attempts_says_what_to_do(tmp_path):
+    (tmp_path / "d.csv").write_text("question,correct_answer\n" + "".join(f"q{i},{i}\n" for i in range(50)))
+    done = scorefast("stage1", "--data", "d.csv", "--set", "stage1.method=supervised", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "first_attempt=sampled" in done.stderr
+
+
+def test_a_question_too_long_for_the_model_is_named_before_it_is_cut(tmp_path):
+    rows = "".join(f"q{i} {'many words ' * 400 if i % 3 == 0 else ''},1,2\n" for i in range(30))
+    (tmp_path / "d.csv").write_text("question,original_answer,correct_answer\n" + rows)
+    done = scorefast("stage1", "--data", "d.csv", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "max_seq_length is 512" in done.stderr
+
+
+def test_readme_commands_exist():
+    """Every `scorefast ...` line of the README parses: its command and its flags are real."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\s*(?:\w+=\$\()?scorefast ([a-z0-9]+)([^\n)]*)", text, re.MULTILINE)
+    assert {command for command, _ in lines} >= {"prepare", "stage1", "stage2", "eval", "chat"}
+    helps: dict[str, str] = {}
+    for command, rest in lines:
+        if command not in helps:
+            helps[command] = scorefast(command, "--help", cwd=REPOSITORY).stdout
+        for flag in re.findall(r"(?<!\S)--[a-z-]+", rest):
+            assert flag in helps[command], f"scorefast {command} has no {flag}"

@@ -1,0 +1,51 @@
+"""Imports point one way, and the light modules stay light."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+# Each module may import those before it (and kernels) only.
+ORDER = ["prompts", "recipe", "data", "reward", "metrics", "runs", "report", "kernels", "objective", "rollout", "model"]
+ORDER += ["evaluate", "trainer", "stages", "chat", "cli"]
+LIGHT = {"prompts", "recipe", "data", "reward", "metrics", "runs", "report", "cli"}
+PACKAGE = REPOSITORY / "scorefast"
+
+
+def imports(tree: ast.AST, everywhere: bool) -> set[str]:
+    """Modules imported at the top level (or `everywhere`), leaving out what is for the type checker only."""
+    nodes = ast.walk(tree) if everywhere else iter(tree.body)  # type: ignore[attr-defined]
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_module_imports_only_what_stands_before_it(name):
+    files = [PACKAGE / f"{name}.py"] if (PACKAGE / f"{name}.py").exists() else list((PACKAGE / name).glob("*.py"))
+    for file in files:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        used = {m.split(".")[1] for m in imports(tree, everywhere=False) if m.startswith("scorefast.")}
+        allowed = set(ORDER[: ORDER.index(name)]) | {name, "__version__"}
+        assert used <= allowed, f"{file.name} imports {used - allowed}"
+
+
+@pytest.mark.parametrize("name", sorted(LIGHT))
+def test_light_modules_import_no_torch(name):
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+    top = {m.split(".")[0] for m in imports(tree, everywhere=False)}
+    assert not top & {"torch", "transformers", "peft", "datasets", "unsloth"}
+
+
+def test_one_module_knows_unsloth_peft_and_bitsandbytes():
+    for file in PACKAGE.rglob("*.py"):
+        used = {m.split(".")[0] for m in imports(ast.parse(file.read_text(encoding="utf-8")), everywhere=True)}
+        if file.name != "model.py":
+            assert not used & {"unsloth", "peft", "bitsandbytes"}, file.name
