@@ -80,7 +80,7 @@ def prepare(
     if not Path(source).is_file():
         raise UserError(f"{source}: already prepared; give the file it was made from")
     folder = claim_run(out, "data")
-    with _work(console):
+    with _work(console, settings):
         from scorefast.model import load_tokenizer
         from scorefast.prompts import ChatFormat
 
@@ -162,7 +162,7 @@ def _stage(
     dataset = load_dataset(data, settings.data)
     if not dry_run and not resume:
         out = runs.claim_run(out, section) if _rank() == 0 else out
-    with _work(console):
+    with _work(console, settings):
         from scorefast.stages import Interrupted, StageRun, check_stage, run_stage
 
         check_stage(section, settings, dataset)
@@ -224,7 +224,7 @@ def eval_(
     if out is not None:
         runs.claim_run(out, "eval")
     context = {"data": dataset.source, "split": split, "model": settings.model.name, "version": __version__}
-    with _work(console):
+    with _work(console, settings):
         from scorefast.evaluate import evaluate_checkpoints
 
         content, path = evaluate_checkpoints(opened, settings, examples, context, console, out=out, with_probe=probe)
@@ -247,7 +247,7 @@ def chat(
     settings = _recipe(recipe, set_, None, console, opened)
     if opened is not None:
         runs.require_same_base(opened, settings)
-    with _work(console):
+    with _work(console, settings):
         from scorefast.model import load_policy
 
         policy = load_policy(settings, opened)
@@ -292,12 +292,17 @@ def _rank() -> int:
 
 
 @contextlib.contextmanager
-def _work(console: Console) -> Iterator[None]:
+def _work(console: Console, settings: Recipe) -> Iterator[None]:
     """Heavy libraries at work: their chatter goes to stderr, or nowhere with --quiet; stdout stays ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with console.status("loading libraries") if console.is_terminal else contextlib.nullcontext():
-        import transformers
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.ExitStack() as stack:
+        noise = stack.enter_context(open(os.devnull, "w")) if console.quiet else sys.stderr
+        stack.enter_context(contextlib.redirect_stdout(noise))
+        with console.status("loading libraries") if console.is_terminal else contextlib.nullcontext():
+            from scorefast.model import import_backend
+
+            import_backend(settings.model)
+            import transformers
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
         yield

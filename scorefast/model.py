@@ -62,6 +62,17 @@ def resolve_backend(settings: Model) -> str:
     return settings.backend
 
 
+def import_backend(settings: Model) -> None:
+    """Unsloth patches transformers and peft as it is imported, so it has to come before them. Its statistics stay off
+    and its compiled code out of the working directory."""
+    if resolve_backend(settings) == "unsloth":
+        os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+        os.environ.setdefault(
+            "UNSLOTH_COMPILE_LOCATION", str(Path.home() / ".cache" / "scorefast" / "unsloth_compiled")
+        )
+        import unsloth  # noqa: F401
+
+
 def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
@@ -132,8 +143,6 @@ def _load_with_transformers(settings: Model, path: str, dtype: torch.dtype) -> A
 
 
 def _load_with_unsloth(settings: Model, path: str, dtype: torch.dtype) -> Any:
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(Path.home() / ".cache" / "scorefast" / "unsloth_compiled"))
     from unsloth import FastLanguageModel
 
     model, _ = FastLanguageModel.from_pretrained(

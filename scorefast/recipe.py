@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from scorefast.prompts import CORRECTION
 
 PACKAGE = Path(__file__).parent
-EMBEDDED_MODELS = {"tiny-gemma2": PACKAGE / "assets" / "tiny-gemma2"}
+EMBEDDED_MODELS = {name: PACKAGE / "assets" / name for name in ("tiny-gemma2", "tiny-gemma2-products")}
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
