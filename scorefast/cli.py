@@ -144,6 +144,8 @@ def _stage(
     from scorefast.data import content_sha256, load_dataset
 
     console = _console(quiet)
+    if not resume:
+        runs.require_free(out)
     start = runs.open_checkpoint(from_) if from_ else None
     facts = {"stage": section, "data_sha256": content_sha256(data), "from": from_, "data": data, "version": __version__}
     if resume:
@@ -160,8 +162,6 @@ def _stage(
             kind = "an adapter" if start.is_adapter else "a whole model"
             raise UserError(f"{start.path}: is {kind}, but model.tuning is {settings.model.tuning}")
     dataset = load_dataset(data, settings.data)
-    if not dry_run and not resume:
-        out = runs.claim_run(out, section) if _rank() == 0 else out
     with _work(console, settings):
         from scorefast.stages import Interrupted, StageRun, check_stage, run_stage
 
@@ -169,9 +169,11 @@ def _stage(
         if dry_run:
             _print_plan(console, section, settings, dataset)
             return
-        assert out is not None
         if not resume and _rank() == 0:
+            out = runs.claim_run(out, section)
             runs.start_run(out, settings, facts)
+        if out is None:
+            raise UserError("several processes: name the run's folder with --out")
         try:
             run_stage(StageRun(section, settings, dataset, start, out), console, resume=resume)
         except Interrupted as stop:
@@ -221,8 +223,7 @@ def eval_(
         raise UserError(f"--split {split}: expected one of {', '.join(SPLITS)}")
     dataset = load_dataset(data, settings.data)
     examples = dataset.split(split, "evaluation")[: settings.eval.max_questions]
-    if out is not None:
-        runs.claim_run(out, "eval")
+    runs.require_free(out)
     context = {"data": dataset.source, "split": split, "model": settings.model.name, "version": __version__}
     with _work(console, settings):
         from scorefast.evaluate import evaluate_checkpoints

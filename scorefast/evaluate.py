@@ -91,6 +91,7 @@ def evaluate_checkpoints(
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate each checkpoint (None is the base model), print the table, write report.json and transcripts.jsonl
     beside each (and all of them into `out`). Returns the whole report and where it stands."""
+    out = out and claim_run(out, "eval")
     named: list[tuple[str, list[Graded]]] = []
     probes: dict[str, Any] = {}
     for checkpoint in checkpoints:

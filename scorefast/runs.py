@@ -52,8 +52,7 @@ def require_same_base(checkpoint: Checkpoint, recipe: Recipe) -> None:
 def claim_run(out: Path | None, name: str) -> Path:
     """A new folder for a run: `out`, or the first free of runs/NAME, runs/NAME-2, ..."""
     if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out}: already holds files; choose another --out, or continue a run of it with --resume")
+        require_free(out)
         out.mkdir(parents=True, exist_ok=True)
         return out
     number = 1
@@ -64,6 +63,12 @@ def claim_run(out: Path | None, name: str) -> Path:
             return folder
         except FileExistsError:
             number += 1
+
+
+def require_free(out: Path | None) -> None:
+    """Raises UserError where `out` is taken."""
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: already holds files; choose another --out, or continue a run of it with --resume")
 
 
 def start_run(folder: Path, recipe: Recipe, facts: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
+from transformers.integrations import get_available_reporting_integrations
 
 from scorefast import report
 from scorefast.data import Dataset, Example
@@ -22,7 +23,7 @@ from scorefast.objective import is_on_policy
 from scorefast.prompts import ChatFormat
 from scorefast.recipe import Recipe, UserError
 from scorefast.runs import Checkpoint, last_trainer_checkpoint, read_metrics
-from scorefast.trainer import ScoreTrainer, micro_batch_size
+from scorefast.trainer import ScoreTrainer, micro_batch_size, training_arguments
 
 Section = Literal["stage1", "stage2"]
 
@@ -49,6 +50,12 @@ def check_stage(section: Section, recipe: Recipe, dataset: Dataset) -> None:
     """Everything that can be wrong before a model is loaded. Raises UserError."""
     stage = getattr(recipe, section)
     micro_batch_size(stage, section, int(os.environ.get("WORLD_SIZE", "1")))
+    try:
+        training_arguments(recipe, stage, Path("runs"), validate=True)
+    except (ValueError, ImportError) as error:  # an unknown scheduler or optimizer
+        raise UserError(f"{section}: {str(error).splitlines()[0]}") from None
+    if recipe.report_to not in ("none", "all", *(known := get_available_reporting_integrations())):
+        raise UserError(f"report_to: {recipe.report_to!r} is not installed here; there are: none, {', '.join(known)}")
     train = dataset.split("train", "training")
     if not is_on_policy(stage) and stage.first_attempt == "data":
         missing = sum(e.original_answer is None for e in train)
@@ -57,6 +64,9 @@ def check_stage(section: Section, recipe: Recipe, dataset: Dataset) -> None:
                 f"{dataset.source}: {missing} of {len(train)} training rows have no original_answer, which "
                 f"stage1.method=supervised needs; fill it, or set stage1.first_attempt=sampled"
             )
+    chat = ChatFormat(load_tokenizer(recipe.model.name), recipe.prompt.correction)
+    used = [*train, *dataset.splits["validation"]]
+    check_lengths(chat, recipe, used, supervised=not is_on_policy(stage))
 
 
 def check_lengths(chat: ChatFormat, recipe: Recipe, examples: Sequence[Example], supervised: bool) -> None:
@@ -80,8 +90,6 @@ def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
     recipe, stage = job.recipe, getattr(job.recipe, job.section)
     train, validation = job.dataset.split("train", "training"), job.dataset.splits["validation"]
     validation = validation[: recipe.eval.max_questions]
-    chat = ChatFormat(load_tokenizer(recipe.model.name), recipe.prompt.correction)
-    check_lengths(chat, recipe, [*train, *validation], supervised=not is_on_policy(stage))
     last = last_trainer_checkpoint(job.folder) if resume else None
     console.print(
         f"{job.section}: {recipe.model.name} on {resolve_backend(recipe.model)}, "
