@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -64,10 +65,12 @@ def test_a_conversation(trained, tmp_path):
     terminal.type("/again\n")
     terminal.wait_for("ask a question first")
     terminal.wait_for("you> ")
-    terminal.type("\x03")  # Ctrl-C at the prompt does not end the conversation
+    terminal.process.send_signal(signal.SIGINT)  # Ctrl-C at the prompt does not end the conversation
     terminal.wait_for("you> ")
-    terminal.type("\x04")  # Ctrl-D does
-    assert terminal.process.wait(30) == 0
+    while terminal.process.poll() is None:  # Ctrl-D does; one typed before the line editor listens is lost
+        terminal.type("\x04")
+        time.sleep(0.1)
+    assert terminal.process.returncode == 0
 
 
 def test_what_changed_is_shown_word_by_word():
