@@ -68,6 +68,7 @@ def prepare(
     out: OutOption = None,
     recipe: RecipeOption = "auto",
     set_: SetOption = None,
+    dry_run: DryRunOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Read, check and split SOURCE; measure it in tokens; write Parquet files and a manifest."""
@@ -79,6 +80,9 @@ def prepare(
     dataset = load_dataset(source, settings.data)
     if not Path(source).is_file():
         raise UserError(f"{source}: already prepared; give the file it was made from")
+    if dry_run:
+        _print_plan(console, settings, f"split {dataset}")
+        return
     folder = claim_run(out, "data")
     with _work(console, settings):
         from scorefast.model import load_tokenizer
@@ -167,7 +171,9 @@ def _stage(
 
         check_stage(section, settings, dataset)
         if dry_run:
-            _print_plan(console, section, settings, dataset)
+            stage = getattr(settings, section)
+            work = f"{stage.max_steps} steps of {stage.questions_per_step} questions"
+            _print_plan(console, settings, f"{section} of {settings.model.name} on {dataset}: {work}")
             return
         if not resume and _rank() == 0:
             out = runs.claim_run(out, section)
@@ -184,16 +190,9 @@ def _stage(
         print(out)
 
 
-def _print_plan(console: Console, section: str, settings: Recipe, dataset: Any) -> None:
-    stage = getattr(settings, section)
+def _print_plan(console: Console, settings: Recipe, plan: str) -> None:
     console.print(dump_recipe(settings), markup=False, highlight=False)
-    counts = ", ".join(f"{len(examples)} {name}" for name, examples in dataset.splits.items())
-    console.print(
-        f"plan: {section} of {settings.model.name} on {dataset.source} ({counts} questions): {stage.max_steps} steps "
-        f"of {stage.questions_per_step} questions, micro-batches of {stage.micro_batch_size} trajectories. "
-        "Nothing was run.",
-        highlight=False,
-    )
+    console.print(f"plan: {plan}. Nothing was run.", markup=False, highlight=False)
 
 
 @app.command(name="eval")
@@ -207,6 +206,7 @@ def eval_(
     out: OutOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
     seed: SeedOption = None,
+    dry_run: DryRunOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Greedy two-turn evaluation of CHECKPOINTS on held-out questions; the first one is the baseline of the others."""
@@ -224,6 +224,11 @@ def eval_(
     dataset = load_dataset(data, settings.data)
     examples = dataset.split(split, "evaluation")[: settings.eval.max_questions]
     runs.require_free(out)
+    if dry_run:
+        _print_plan(
+            console, settings, f"evaluate {', '.join(checkpoints)} on {len(examples)} {split} questions of {data}"
+        )
+        return
     context = {"data": dataset.source, "split": split, "model": settings.model.name, "version": __version__}
     with _work(console, settings):
         from scorefast.evaluate import evaluate_checkpoints

@@ -48,6 +48,9 @@ class Dataset:
     def rows_kept(self) -> int:
         return sum(len(examples) for examples in self.splits.values())
 
+    def __str__(self) -> str:
+        return f"{self.source} ({', '.join(f'{len(self.splits[name])} {name}' for name in SPLITS)} questions)"
+
     def split(self, name: Split, purpose: str) -> list[Example]:
         if not self.splits[name]:
             raise UserError(f"{self.source}: no row falls into the {name} split, needed for {purpose}")

@@ -116,7 +116,7 @@ def draw_learning_curve(metrics: Sequence[dict[str, Any]], title: str, path: Pat
         ):
             if points:
                 axes.plot(*zip(*points, strict=True), color=colour, label=f"acc@{turn}, {kind}", **style)
-    axes.set(xlabel="optimizer step", ylabel="accuracy", ylim=(0, 1), title=title)
+    axes.set(xlabel="optimizer step", ylabel="accuracy", ylim=(0, 1.02), title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)
