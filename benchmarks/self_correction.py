@@ -1,9 +1,10 @@
 """SCoRe and its baselines on the embedded task: five seeds on two bases, equally tuned, on questions never tuned on.
 
-    python benchmarks/self_correction.py run --base shipped --out benchmarks/results      # about 40 minutes on one core
-    python -m scorefast.assets.make_tiny_gemma2 --seed 2 --out runs/base2                 # another base, 2 minutes
-    python benchmarks/self_correction.py run --base runs/base2 --name seed2 --out benchmarks/results
-    python benchmarks/self_correction.py table --out benchmarks/results
+    python benchmarks/self_correction.py run                              # about an hour on one core
+    python -m scorefast.assets.make_tiny_gemma2 --seed 2 --out runs/base2                 # another base, 7 minutes
+    python benchmarks/self_correction.py run --base runs/base2 --name seed2 --methods score \\
+        --tuned-by benchmarks/results/self_correction_shipped.json
+    python benchmarks/self_correction.py table
 
 Every method starts from the same base and trains on the train split of data/score.csv (450 questions). Its learning
 rate is chosen from the same three by acc@t2 on 300 validation questions with seed 0; the table reports 1,000 test
@@ -140,7 +141,7 @@ def train_method(
     return checkpoints
 
 
-def run(base: str, name: str, out: Path, tuned: dict[str, float] | None) -> None:
+def run(base: str, name: str, out: Path, tuned: dict[str, float] | None, methods: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     recipe = base_recipe(base, [])
     shipped = load_dataset(str(ROOT / "data" / "score.csv"), recipe.data)
@@ -152,7 +153,7 @@ def run(base: str, name: str, out: Path, tuned: dict[str, float] | None) -> None
     with TemporaryDirectory() as scratch:
         files = correction_pairs(recipe, dataset.splits["train"], Path(scratch))
         report["supervised_rows"] = {key: len(json.loads(path.read_text())) for key, path in files.items()}
-        for title, method in METHODS.items():
+        for title, method in methods.items():
             train = partial(train_method, method, base, dataset=dataset, files=files, scratch=Path(scratch))
             scores = {}
             for rate in LEARNING_RATES if tuned is None else ():
@@ -230,6 +231,7 @@ def main() -> None:
     parser.add_argument("--name", default="shipped")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--tuned-by", type=Path, help="report whose learning rates to use instead of tuning")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     flags = parser.parse_args()
     flags.out.mkdir(parents=True, exist_ok=True)
     if flags.action == "table":
@@ -239,7 +241,7 @@ def main() -> None:
     if flags.tuned_by:
         chosen = json.loads(flags.tuned_by.read_text(encoding="utf-8"))["tuning"]
         tuned = {title: entry["learning_rate"] for title, entry in chosen.items()}
-    run(flags.base, flags.name, flags.out, tuned)
+    run(flags.base, flags.name, flags.out, tuned, {title: METHODS[title] for title in flags.methods})
 
 
 if __name__ == "__main__":
