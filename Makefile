@@ -22,9 +22,9 @@ demo: install
 	data=$$(scorefast prepare data/score.csv --out $(DEMO)/data); \
 	scorefast eval base --data $$data --out $(DEMO)/base >/dev/null; \
 	stage1=$$(scorefast stage1 --data $$data --out $(DEMO)/stage1); \
-	scorefast eval base $$stage1 --data $$data >/dev/null; \
+	scorefast eval base $$stage1 --data $$data --out $(DEMO)/after-stage1 >/dev/null; \
 	stage2=$$(scorefast stage2 --data $$data --from $$stage1 --out $(DEMO)/stage2); \
-	scorefast eval base $$stage1 $$stage2 --data $$data --json > $(DEMO)/summary.json
+	scorefast eval base $$stage1 $$stage2 --data $$data --out $(DEMO)/after-stage2 --json > $(DEMO)/summary.json
 	@echo "results: $(DEMO)/summary.json   learning curves: $(DEMO)/stage*/curve.png   talk to it: $(BIN)/scorefast chat $(DEMO)/stage2"
 
 test: install

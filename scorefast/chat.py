@@ -29,11 +29,11 @@ HELP = """Type a question. The model answers, is asked to check itself, and answ
 
 @dataclass
 class Exchange:
-    """A question and every attempt at it; ids hold the conversation as tokens, up to the last reply."""
+    """A question and every attempt at it; prompt and reply are the conversation so far as tokens."""
 
     question: str
     attempts: list[str] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
+    prompt: list[int] = field(default_factory=list)
     reply: list[int] = field(default_factory=list)
 
     def as_json(self) -> dict[str, object]:
@@ -51,22 +51,21 @@ class Speaker:
         self.policy, self.recipe = policy, recipe
 
     def ask(self, exchange: Exchange, on_text: Callable[[str], None] | None = None) -> None:
-        exchange.ids = self.policy.chat.first_turn(exchange.question)
-        self._attempt(exchange, on_text)
+        self._attempt(exchange, self.policy.chat.first_turn(exchange.question), on_text)
 
     def correct(self, exchange: Exchange, on_text: Callable[[str], None] | None = None) -> None:
-        exchange.ids = exchange.ids + exchange.reply + self.policy.chat.next_turn(exchange.reply)
-        self._attempt(exchange, on_text)
+        following = self.policy.chat.next_turn(exchange.reply)
+        self._attempt(exchange, exchange.prompt + exchange.reply + following, on_text)
 
-    def _attempt(self, exchange: Exchange, on_text: Callable[[str], None] | None) -> None:
+    def _attempt(self, exchange: Exchange, prompt: list[int], on_text: Callable[[str], None] | None) -> None:
         limit, new = self.recipe.model.max_seq_length, self.recipe.rollout.max_new_tokens
-        if len(exchange.ids) + new > limit:
-            raise TooLong(f"{len(exchange.ids)} tokens and {new} new ones exceed model.max_seq_length = {limit}")
+        if len(prompt) + new > limit:
+            raise TooLong(f"{len(prompt)} tokens and {new} new ones exceed model.max_seq_length = {limit}")
         streamer = None if on_text is None else TextChunks(self.policy, on_text)
-        exchange.reply = generate(
-            self.policy, [exchange.ids], max_new_tokens=new, temperature=0.0, batch_size=1, streamer=streamer
-        )[0]
-        exchange.attempts.append(self.policy.chat.decode(exchange.reply))
+        reply = generate(self.policy, [prompt], max_new_tokens=new, temperature=0.0, batch_size=1, streamer=streamer)[0]
+        # Only a finished reply enters the conversation: one that was stopped leaves it as it was.
+        exchange.prompt, exchange.reply = prompt, reply
+        exchange.attempts.append(self.policy.chat.decode(reply))
 
 
 class TooLong(Exception):

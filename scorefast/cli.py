@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -40,8 +41,6 @@ def main() -> NoReturn:
         app()
     except UserError as error:
         _fail(str(error), 2)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -92,11 +91,11 @@ def prepare(
             chat = ChatFormat(load_tokenizer(settings.model.name), settings.prompt.correction)
             lengths = token_lengths(dataset, chat)
         except UserError as error:
-            console.print(f"token lengths not measured: {error}", highlight=False)
+            console.print(f"token lengths not measured: {error}")
             lengths = None
     manifest = write_prepared(dataset, settings.data, folder, lengths)
     for key in ("rows_read", "rows_kept", "dropped", "splits", "token_lengths"):
-        console.print(f"{key}: {json.dumps(manifest[key])}", highlight=False)
+        console.print(f"{key}: {json.dumps(manifest[key])}")
     print(folder)
 
 
@@ -148,10 +147,17 @@ def _stage(
     from scorefast.data import content_sha256, load_dataset
 
     console = _console(quiet)
-    if not resume:
+    if not resume and _rank() == 0:
         runs.require_free(out)
     start = runs.open_checkpoint(from_) if from_ else None
-    facts = {"stage": section, "data_sha256": content_sha256(data), "from": from_, "data": data, "version": __version__}
+    origin = str(start.path.resolve()) if start else None
+    facts = {
+        "stage": section,
+        "data_sha256": content_sha256(data),
+        "from": origin,
+        "data": data,
+        "version": __version__,
+    }
     if resume:
         if out is None:
             raise UserError("--resume: name the run to continue with --out")
@@ -161,13 +167,13 @@ def _stage(
     else:
         settings = _recipe(recipe, set_, seed, console, start)
     if start is not None:
-        runs.require_same_base(start, settings)
+        runs.require_same_terms(start, settings)
         if start.is_adapter != (settings.model.tuning == "lora"):
             kind = "an adapter" if start.is_adapter else "a whole model"
             raise UserError(f"{start.path}: is {kind}, but model.tuning is {settings.model.tuning}")
     dataset = load_dataset(data, settings.data)
     with _work(console, settings):
-        from scorefast.stages import Interrupted, StageRun, check_stage, run_stage
+        from scorefast.stages import Interrupted, StageRun, check_lengths, check_stage, run_stage
 
         check_stage(section, settings, dataset)
         if dry_run:
@@ -175,6 +181,7 @@ def _stage(
             work = f"{stage.max_steps} steps of {stage.questions_per_step} questions"
             _print_plan(console, settings, f"{section} of {settings.model.name} on {dataset}: {work}")
             return
+        check_lengths(section, settings, dataset)
         if not resume and _rank() == 0:
             out = runs.claim_run(out, section)
             runs.start_run(out, settings, facts)
@@ -184,15 +191,19 @@ def _stage(
             run_stage(StageRun(section, settings, dataset, start, out), console, resume=resume)
         except Interrupted as stop:
             again = f"scorefast {section} --data {data} {f'--from {from_} ' if from_ else ''}--out {out} --resume"
-            console.print(f"interrupted, saved. Continue with: {again}", highlight=False, soft_wrap=True)
+            console.print(f"interrupted, saved. Continue with: {again}", soft_wrap=True)
             raise typer.Exit(128 + stop.signum) from None
+        except UserError:
+            if not resume and _rank() == 0:
+                runs.abandon_run(out)
+            raise
     if _rank() == 0:
         print(out)
 
 
 def _print_plan(console: Console, settings: Recipe, plan: str) -> None:
-    console.print(dump_recipe(settings), markup=False, highlight=False)
-    console.print(f"plan: {plan}. Nothing was run.", markup=False, highlight=False)
+    console.print(dump_recipe(settings))
+    console.print(f"plan: {plan}. Nothing was run.")
 
 
 @app.command(name="eval")
@@ -218,7 +229,7 @@ def eval_(
     settings = _recipe(recipe, set_, seed, console, next((c for c in opened if c is not None), None))
     for checkpoint in opened:
         if checkpoint is not None:
-            runs.require_same_base(checkpoint, settings)
+            runs.require_same_terms(checkpoint, settings)
     if split not in SPLITS:
         raise UserError(f"--split {split}: expected one of {', '.join(SPLITS)}")
     dataset = load_dataset(data, settings.data)
@@ -252,7 +263,7 @@ def chat(
     opened = None if checkpoint == "base" else runs.open_checkpoint(checkpoint)
     settings = _recipe(recipe, set_, None, console, opened)
     if opened is not None:
-        runs.require_same_base(opened, settings)
+        runs.require_same_terms(opened, settings)
     with _work(console, settings):
         from scorefast.model import load_policy
 
@@ -260,6 +271,8 @@ def chat(
     from scorefast.chat import converse, pipe
 
     if as_json or not sys.stdin.isatty():
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")
         pipe(policy, settings, sys.stdin, sys.stdout)
     else:
         converse(policy, settings, Console())
@@ -267,19 +280,21 @@ def chat(
 
 def _console(quiet: bool) -> Console:
     quiet = quiet or _rank() != 0
-    console = Console(stderr=True, quiet=quiet)
-    return console if console.is_terminal else Console(stderr=True, quiet=quiet, width=160)
+    console = Console(stderr=True, quiet=quiet, markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 160  # a log file has room for the table
+    return console
 
 
 def _recipe(source: str, set_: list[str] | None, seed: int | None, console: Console, start: Any = None) -> Recipe:
     """The named recipe; `auto` is the recipe of the checkpoint that is given, else the one that fits this machine."""
     overrides = [*(set_ or []), *([f"seed={seed}"] if seed is not None else [])]
     if source == "auto" and start is not None and start.recipe is not None:
-        console.print(f"recipe: that of {start.path}", highlight=False)
+        console.print(f"recipe: that of {start.path}")
         return load_recipe(str(start.path / "recipe.yaml"), overrides)
     if source == "auto":
         source = _recipe_for_this_machine()
-    console.print(f"recipe: {source}", highlight=False)
+    console.print(f"recipe: {source}")
     return load_recipe(source, overrides)
 
 

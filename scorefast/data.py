@@ -83,7 +83,7 @@ def split_of(question: str, settings: Data) -> Split:
 
 
 def load_dataset(source: str, settings: Data) -> Dataset:
-    """A CSV, JSONL or Parquet file, or a folder that `scorefast prepare` wrote (whose splits are then kept).
+    """A CSV, JSONL or Parquet file, or a folder that `scorefast prepare` wrote with the same split fractions.
 
     Raises UserError naming the file, and the row or the columns where it can.
     """
@@ -91,7 +91,7 @@ def load_dataset(source: str, settings: Data) -> Dataset:
     if not path.exists():
         raise UserError(f"{source}: no such file or folder")
     if path.is_dir():
-        return _load_prepared(path)
+        return _load_prepared(path, settings)
     rows = list(_read_rows(path))
     kept, dropped = _check_rows(rows)
     if not kept:
@@ -160,16 +160,20 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _load_prepared(folder: Path) -> Dataset:
+def _load_prepared(folder: Path, settings: Data) -> Dataset:
     import pyarrow.parquet as pq
 
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        expected, source = manifest["sha256"], manifest["source"]
+        expected, source, fractions = manifest["sha256"], manifest["source"], Data(**manifest["split_fractions"])
     except FileNotFoundError:
         raise UserError(f"{folder}: not a folder that `scorefast prepare` wrote (it has no {MANIFEST})") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / MANIFEST}: not a manifest; run `scorefast prepare` again") from None
+    if fractions != settings:
+        raise UserError(
+            f"{folder}: was prepared with {fractions}, the recipe in force says {settings}; prepare it again"
+        )
     splits: dict[Split, list[Example]] = {}
     for name in SPLITS:
         path = folder / f"{name}.parquet"
@@ -264,4 +268,5 @@ def _check_rows(rows: list[dict[str, Any]]) -> tuple[list[Example], Counter[str]
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+    # JSON can name half a surrogate pair, which is no text: it becomes "?"
+    return "" if value is None else str(value).encode("utf-8", "replace").decode().strip()

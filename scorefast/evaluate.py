@@ -41,21 +41,22 @@ def probe(
     """Does the second attempt READ the first? Turn 2 again, with the first attempt replaced.
 
     correct: by the data's correct answer (how often is right kept right?); wrong: by a wrong attempt sampled from the
-    same model for the same question (how often is it fixed?), over the questions where one of 8 samples is wrong;
-    unrelated: by the greedy attempt at another question; empty: by an empty reply. If the last two rates equal
-    the second, the model answers anew without reading.
+    same model for the same question (how often is it fixed?); unrelated: by the greedy attempt at another question;
+    empty: by an empty reply. All four are measured on the same questions, those for which one of 8 samples is wrong.
+    If `unrelated` and `empty` equal `wrong`, the model answers anew without reading.
     """
-    own = first_attempts(greedy, chat, examples)
     wrong = _sampled_wrong(sample, chat, examples, grade)
-    given: dict[str, list[tuple[Example, Attempt]]] = {
-        "correct": [(e, _given(chat, e.correct_answer)) for e in examples],
-        "wrong": [(e, wrong[e.id]) for e in examples if e.id in wrong],
-        "unrelated": list(zip(examples, own[1:] + own[:1], strict=True)),
-        "empty": [(e, _given(chat, "")) for e in examples],
+    asked = [e for e in examples if e.id in wrong]
+    own = first_attempts(greedy, chat, asked)
+    given: dict[str, list[Attempt]] = {
+        "correct": [_given(chat, e.correct_answer) for e in asked],
+        "wrong": [wrong[e.id] for e in asked],
+        "unrelated": own[1:] + own[:1] if len(asked) > 1 else [],
+        "empty": [_given(chat, "") for _ in asked],
     }
     rates = {}
-    for kind, pairs in given.items():
-        graded = grade_all(second_attempts(greedy, chat, [e for e, _ in pairs], [y1 for _, y1 in pairs]), grade)
+    for kind, attempts in given.items():
+        graded = grade_all(second_attempts(greedy, chat, asked[: len(attempts)], attempts), grade)
         right, n = sum(g.second.correct for g in graded), len(graded)
         rates[kind] = {"right_after": right / n if n else None, "ci95": wilson(right, n), "n": n}
     return rates
@@ -94,8 +95,10 @@ def evaluate_checkpoints(
     out = out and claim_run(out, "eval")
     named: list[tuple[str, list[Graded]]] = []
     probes: dict[str, Any] = {}
-    for checkpoint in checkpoints:
-        name = checkpoint.name if checkpoint else "base"
+    names = [checkpoint.name if checkpoint else "base" for checkpoint in checkpoints]
+    if len(set(names)) < len(names):
+        names = [str(checkpoint.path) if checkpoint else "base" for checkpoint in checkpoints]
+    for name, checkpoint in zip(names, checkpoints, strict=True):
         with console.status(f"evaluating {name}"):
             graded, rates = _evaluate_one(checkpoint, recipe, examples, with_probe)
         named.append((name, graded))
@@ -104,9 +107,9 @@ def evaluate_checkpoints(
     baseline = named[0][1]
     samples = recipe.eval.bootstrap_samples
     results = [summarize(n, g, samples, None if g is baseline else baseline) for n, g in named]
-    console.print(report.results_table(results))
+    console.print(report.results_table(results, context["split"]))
     for line in report.gains_lines(results):
-        console.print(line, highlight=False)
+        console.print(line)
     if probes:
         console.print(report.probe_table(probes))
     report.print_before_and_after(console, named)
@@ -116,11 +119,11 @@ def evaluate_checkpoints(
     for checkpoint, result, (name, graded) in zip(checkpoints, results, named, strict=True):
         one = {"results": [result.as_json()], **context} | ({"probe": {name: probes[name]}} if probes else {})
         beside = _folder_for(checkpoint, out)
-        _write(beside, one, graded)
+        _write(beside, one, [(name, graded)])
         folder = out or beside
     assert folder is not None
     if out is not None:
-        _write(out, whole, (g for _, graded in named for g in graded))
+        _write(out, whole, named)
     return whole, folder / "report.json"
 
 
@@ -148,8 +151,9 @@ def _folder_for(checkpoint: Checkpoint | None, out: Path | None) -> Path:
     return out or claim_run(None, f"eval-{checkpoint.path.name if checkpoint else 'base'}")
 
 
-def _write(folder: Path, content: dict[str, Any], graded: Iterable[Graded]) -> None:
+def _write(folder: Path, content: dict[str, Any], named: Iterable[tuple[str, Sequence[Graded]]]) -> None:
     (folder / "report.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     with (folder / "transcripts.jsonl").open("w", encoding="utf-8") as file:
-        for g in graded:
-            file.write(json.dumps(g.as_json(), ensure_ascii=False) + "\n")
+        for name, graded in named:
+            for g in graded:
+                file.write(json.dumps({"checkpoint": name, **g.as_json()}, ensure_ascii=False) + "\n")

@@ -97,19 +97,29 @@ def mcnemar_exact(before: Sequence[bool], after: Sequence[bool]) -> float:
     return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
 
 
+def rates(graded: Sequence[Graded]) -> dict[str, float]:
+    """The paired rates as fractions. changed: the graded answer of turn 2 is another than that of turn 1."""
+    n = len(graded)
+    i2c = sum(not g.first.correct and g.second.correct for g in graded) / n
+    c2i = sum(g.first.correct and not g.second.correct for g in graded) / n
+    acc_t1, acc_t2 = (sum(getattr(g, turn).correct for g in graded) / n for turn in ("first", "second"))
+    return {
+        "acc_t1": acc_t1,
+        "acc_t2": acc_t2,
+        "delta": acc_t2 - acc_t1,
+        "delta_i2c": i2c,
+        "delta_c2i": c2i,
+        "changed": sum(g.first.answer != g.second.answer for g in graded) / n,
+        "truncated": sum(g.trajectory.first.truncated or g.trajectory.second.truncated for g in graded) / n,
+    }
+
+
 def summarize(name: str, graded: Sequence[Graded], samples: int, baseline: Sequence[Graded] | None = None) -> Result:
     """The figures of one checkpoint; gains over `baseline` are paired by question."""
-    n = len(graded)
+    n, found = len(graded), rates(graded)
     c1, c2 = [g.first.correct for g in graded], [g.second.correct for g in graded]
-    i2c = sum(not a and b for a, b in zip(c1, c2, strict=True))
-    c2i = sum(a and not b for a, b in zip(c1, c2, strict=True))
-    ci95 = {
-        "acc_t1": wilson(sum(c1), n),
-        "acc_t2": wilson(sum(c2), n),
-        "delta": paired_bootstrap(c1, c2, samples),
-        "delta_i2c": wilson(i2c, n),
-        "delta_c2i": wilson(c2i, n),
-    }
+    ci95 = {name: wilson(round(found[name] * n), n) for name in ("acc_t1", "acc_t2", "delta_i2c", "delta_c2i")}
+    ci95["delta"] = paired_bootstrap(c1, c2, samples)
     gains: dict[str, float] = {}
     if baseline is not None:
         if [g.trajectory.example.id for g in baseline] != [g.trajectory.example.id for g in graded]:
@@ -119,17 +129,4 @@ def summarize(name: str, graded: Sequence[Graded], samples: int, baseline: Seque
             key = "gain_t1" if turn == "first" else "gain_t2"
             gains[key] = (sum(after) - sum(before)) / n
             ci95[key] = paired_bootstrap(before, after, samples)
-    return Result(
-        name=name,
-        acc_t1=sum(c1) / n,
-        acc_t2=sum(c2) / n,
-        delta=(sum(c2) - sum(c1)) / n,
-        delta_i2c=i2c / n,
-        delta_c2i=c2i / n,
-        n=n,
-        ci95=ci95,
-        mcnemar_p=mcnemar_exact(c1, c2),
-        changed=sum(g.trajectory.first.text != g.trajectory.second.text for g in graded) / n,
-        truncated=sum(g.trajectory.first.truncated or g.trajectory.second.truncated for g in graded) / n,
-        **gains,
-    )
+    return Result(name=name, n=n, ci95=ci95, mcnemar_p=mcnemar_exact(c1, c2), **found, **gains)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scorefast.kernels.reference import log_softmax_head
 from scorefast.prompts import ChatFormat
 from scorefast.recipe import Model, Recipe, UserError, model_path
 from scorefast.runs import Checkpoint
@@ -103,9 +104,7 @@ def load_policy(recipe: Recipe, checkpoint: Checkpoint | None = None, *, trainab
     else:
         model.requires_grad_(False)
         if checkpoint is not None and checkpoint.is_adapter:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, str(checkpoint.path), is_trainable=trainable)
+            model = _add_saved_adapter(model, checkpoint.path, trainable)
         elif trainable:
             model = _add_lora(model, settings, backend, recipe.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -113,17 +112,47 @@ def load_policy(recipe: Recipe, checkpoint: Checkpoint | None = None, *, trainab
         if part is not None:
             part.to(device)
             part.eval()
-    return Policy(model, chat, backend, frozen)
+    policy = Policy(model, chat, backend, frozen)
+    if trainable:
+        _require_plain_head(policy)
+    return policy
+
+
+def _add_saved_adapter(model: Any, folder: Path, trainable: bool) -> Any:
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder}: this adapter cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
+def _require_plain_head(policy: Policy) -> None:
+    """The loss computes logits itself, as softcap * tanh(h @ W^T / softcap): refuse a model whose logits are others."""
+    ids = torch.tensor([policy.chat.first_turn("2 + 2 = ?")], device=policy.model.device)
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        theirs = policy.model(input_ids=ids, attention_mask=mask).logits[0, -1:].float()
+        hidden = last_hidden(policy.model, ids, mask)[0, -1:]
+        ours = log_softmax_head(hidden, policy.head, policy.softcap, 1.0)
+    gap = (ours - theirs.log_softmax(-1)).abs().max().item()
+    if gap > 0.05 * theirs.abs().max().item() + 1e-3:
+        raise UserError(
+            f"{policy.model.config.model_type}: its output head scales or shifts logits, which is not supported"
+        )
 
 
 def _load_base(settings: Model, backend: str, path: str) -> Any:
+    from safetensors import SafetensorError
+
     dtype = getattr(torch, settings.dtype)
     try:
         if backend == "unsloth":
             model = _load_with_unsloth(settings, path, dtype)
         else:
             model = _load_with_transformers(settings, path, dtype)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(f"model {path}: cannot be loaded: {str(error).splitlines()[0]}") from None
     _return_hidden_on_request(model)
     return model
@@ -166,11 +195,7 @@ def _add_lora(model: Any, settings: Model, backend: str, seed: int) -> Any:
 
     chosen = settings.lora.target_modules
     targets = chosen if isinstance(chosen, str) else list(chosen)
-    shape: dict[str, Any] = {
-        "r": settings.lora.r,
-        "lora_alpha": settings.lora.alpha,
-        "lora_dropout": settings.lora.dropout,
-    }
+    shape: dict[str, Any] = {"r": settings.lora.r, "lora_alpha": settings.lora.alpha}
     torch.manual_seed(seed)
     if backend == "unsloth":
         from unsloth import FastLanguageModel

@@ -34,8 +34,13 @@ class _Settings(BaseModel):
 class Lora(_Settings):
     r: Positive = 16
     alpha: Positive = 16
-    dropout: Fraction = 0.0
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+    @model_validator(mode="after")
+    def _leaves_the_head(self) -> Lora:
+        if {"lm_head", "embed_tokens"} & set(self.target_modules):
+            raise ValueError("lm_head and embed_tokens stay frozen: policy and reference share the output head")
+        return self
 
 
 class Model(_Settings):
@@ -47,6 +52,12 @@ class Model(_Settings):
     tuning: Literal["lora", "full"] = "lora"
     lora: Lora = Lora()
     gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _full_tuning_keeps_small_steps(self) -> Model:
+        if self.tuning == "full" and (self.load_in_4bit or self.dtype != "float32"):
+            raise ValueError("tuning: full needs dtype: float32 and load_in_4bit: false (small steps vanish in 16 bit)")
+        return self
 
 
 class Prompt(_Settings):
@@ -85,7 +96,7 @@ class Stage(_Settings):
     weight_decay: NonNegative = 0.0
     max_grad_norm: NonNegative = 1.0
     questions_per_step: Positive = 16
-    samples_per_question: Positive = 8
+    samples_per_question: Annotated[int, Field(ge=2)] = 8
     micro_batch_size: Positive = 8
     normalize: Literal["trajectory", "token"] = "trajectory"
     beta1: NonNegative = 0.01
@@ -99,12 +110,6 @@ class Stage1(Stage):
     method: Literal["score", "supervised"] = "score"
     beta2: NonNegative = 0.1
     first_attempt: Literal["data", "sampled"] = "data"
-
-    @model_validator(mode="after")
-    def _baseline_has_company(self) -> Stage1:
-        if self.method == "score" and self.samples_per_question < 2:
-            raise ValueError("samples_per_question must be at least 2: the baseline is the mean of the other samples")
-        return self
 
 
 class OriginReward(_Settings):
@@ -122,12 +127,6 @@ class Stage2(Stage):
     alpha: NonNegative = 10.0
     origin: OriginReward = OriginReward()
 
-    @model_validator(mode="after")
-    def _baseline_has_company(self) -> Stage2:
-        if self.samples_per_question < 2:
-            raise ValueError("samples_per_question must be at least 2: the baseline is the mean of the other samples")
-        return self
-
 
 class Eval(_Settings):
     max_questions: Positive = 2000
@@ -135,7 +134,7 @@ class Eval(_Settings):
 
 
 class Recipe(_Settings):
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     model: Model = Model()
     prompt: Prompt = Prompt()
     data: Data = Data()

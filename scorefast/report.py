@@ -25,8 +25,10 @@ def _percent(value: float, interval: Interval, sign: bool = False) -> str:
     return f"{100 * value:{plus}.1f} [{100 * interval[0]:{plus}.1f}, {100 * interval[1]:{plus}.1f}]"
 
 
-def results_table(results: Sequence[Result]) -> Table:
-    table = Table(title=f"{results[0].n} held-out questions, greedy; per cent [95 % interval]", title_justify="left")
+def results_table(results: Sequence[Result], split: str) -> Table:
+    table = Table(
+        title=f"{results[0].n} questions of the {split} split, greedy; per cent [95 % interval]", title_justify="left"
+    )
     table.add_column("", no_wrap=True)
     for heading in ("acc@t1", "acc@t2", "delta", "wrong->right", "right->wrong", "p (McNemar)", "changed"):
         table.add_column(heading, justify="right")

@@ -17,15 +17,18 @@ Grader = Literal["auto", "numeric", "exact"]
 _NUMBER = re.compile(
     r"(?<![\w.])[-+\u2212]?\$?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?|(?<![\w.])[-+\u2212]?\$?\d+(?:\.\d+)?(?:/\d+)?%?"
 )
-_MARKER = re.compile(r"####|\\boxed\{|(?:final\s+)?answer(?:\s+is)?\s*:?|(?:^|\n)\s*A\s*:", re.IGNORECASE)
+_MARKER = re.compile(r"####|\\boxed\{")
+_TAIL = " .,;:!?)}*$"  # what may follow a number at the end of a reference
+_EDGES = " .,;:!?*_`\"'()[]"  # markup and punctuation around an answer in words
 
 
 @dataclass(frozen=True)
 class Grade:
-    """correct: counted as right. score in [0, 1]: how close, 1 exactly when correct."""
+    """correct: counted as right. score in [0, 1]: how close, 1 exactly when correct. answer: what was graded."""
 
     correct: bool
     score: float
+    answer: str = ""
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -37,13 +40,13 @@ def parse_number(text: str) -> Fraction | None:
     percent = text.endswith("%")
     try:
         value = Fraction(text.rstrip("%"))
-    except ZeroDivisionError:
+    except (ZeroDivisionError, ValueError):  # 1/0; more digits than Python converts
         return None
     return value / 100 if percent else value
 
 
 def extract_number(reply: str) -> Fraction | None:
-    """The number a reply ends on: the first after its last marker (`####`, `Answer:`, `\\boxed{`), else its last."""
+    """The number a reply ends on: its last one, or the first after its last `####` or `\\boxed{` where there is one."""
     markers = list(_MARKER.finditer(reply))
     if markers:
         after = _NUMBER.search(reply, markers[-1].end())
@@ -53,27 +56,44 @@ def extract_number(reply: str) -> Fraction | None:
     return parse_number(found[-1]) if found else None
 
 
+def ends_on_number(reference: str) -> bool:
+    """Whether a reference answer is one to compare as a number: `18`, `... #### 18`, `It is $18.`, not `May 1st`."""
+    if _MARKER.search(reference):
+        return extract_number(reference) is not None
+    stripped = reference.rstrip(_TAIL)
+    return any(match.end() >= len(stripped) for match in _NUMBER.finditer(reference))
+
+
 def grade(reply: str, reference: str, grader: Grader = "auto") -> Grade:
     """Grade one reply against the reference answer.
 
     `numeric` compares the number the reply ends on with the one the reference ends on, as exact fractions; its score
     is 1 - |reply - reference| / max(|reference|, 1), never below 0 and below 1 unless equal. `exact` compares normal
-    forms (NFKC, case, white space); its score is the ratio of matching characters. `auto` is `numeric` where the
-    reference ends on a number, else `exact`.
+    forms (NFKC, case, white space, without punctuation or markup at the edges) of the whole reply, or of its last
+    line; its score is the ratio of matching characters. `auto` is `numeric` where the reference ends on a number,
+    else `exact`.
     """
-    truth = extract_number(reference)
-    if grader == "numeric" or (grader == "auto" and truth is not None):
-        value = extract_number(reply)
-        if value is None or truth is None:
-            return Grade(False, 0.0)
-        if value == truth:
-            return Grade(True, 1.0)
-        closeness = 1 - float(min(abs(value - truth) / max(abs(truth), Fraction(1)), Fraction(1)))
-        return Grade(False, min(closeness, 1 - 1e-9))
-    left, right = normalized(reply), normalized(reference)
-    if left == right:
-        return Grade(True, 1.0)
-    return Grade(False, min(difflib.SequenceMatcher(None, left, right, autojunk=False).ratio(), 1 - 1e-9))
+    if grader == "numeric" or (grader == "auto" and ends_on_number(reference)):
+        return _grade_number(extract_number(reply), extract_number(reference))
+    right = _bare(reference)
+    lines = [_bare(reply), _bare(reply.strip().rsplit("\n", 1)[-1])]
+    if right in lines:
+        return Grade(True, 1.0, right)
+    ratio = max(difflib.SequenceMatcher(None, line, right, autojunk=False).ratio() for line in lines)
+    return Grade(False, min(ratio, 1 - 1e-9), lines[-1])
+
+
+def _grade_number(value: Fraction | None, truth: Fraction | None) -> Grade:
+    if value is None or truth is None:
+        return Grade(False, 0.0)
+    if value == truth:
+        return Grade(True, 1.0, str(value))
+    closeness = 1 - float(min(abs(value - truth) / max(abs(truth), Fraction(1)), Fraction(1)))
+    return Grade(False, min(closeness, 1 - 1e-9), str(value))
+
+
+def _bare(text: str) -> str:
+    return normalized(text).strip(_EDGES)
 
 
 def correctness_reward(

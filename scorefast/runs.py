@@ -32,6 +32,7 @@ def open_checkpoint(text: str) -> Checkpoint:
     recipe = load_recipe(str(path / RECIPE)) if (path / RECIPE).is_file() else None
     name = f"{path.resolve().parent.name}/{path.name}" if path.name.startswith("checkpoint-") else path.resolve().name
     if (path / "adapter_config.json").is_file() and (path / "adapter_model.safetensors").is_file():
+        _require_safetensors(path / "adapter_model.safetensors")
         base = recipe.model.name if recipe else _read_json(path / "adapter_config.json").get("base_model_name_or_path")
         return Checkpoint(name, path, True, str(base), recipe)
     if (path / "config.json").is_file() and list(path.glob("model*.safetensors")):
@@ -42,18 +43,26 @@ def open_checkpoint(text: str) -> Checkpoint:
     raise UserError(f"{text}: not a checkpoint (it has neither adapter_model.safetensors nor model.safetensors)")
 
 
-def require_same_base(checkpoint: Checkpoint, recipe: Recipe) -> None:
+def require_same_terms(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Raises UserError where the checkpoint's base is another, or its run split, asked or graded otherwise: a question
+    it was trained on could then count as held out, and figures would not compare."""
     if model_path(checkpoint.base) != model_path(recipe.model.name):
         raise UserError(
             f"{checkpoint.path}: trained on {checkpoint.base!r}, but the recipe's model.name is {recipe.model.name!r}"
         )
+    for section in ("data", "prompt", "reward") if checkpoint.recipe else ():
+        if getattr(checkpoint.recipe, section) != getattr(recipe, section):
+            raise UserError(f"{checkpoint.path}: its run had other settings under {section!r} than the recipe in force")
 
 
 def claim_run(out: Path | None, name: str) -> Path:
     """A new folder for a run: `out`, or the first free of runs/NAME, runs/NAME-2, ..."""
     if out is not None:
         require_free(out)
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{out}: cannot be made: {error.strerror}") from None
         return out
     number = 1
     while True:
@@ -76,6 +85,14 @@ def start_run(folder: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
     (folder / RUN).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def abandon_run(folder: Path) -> None:
+    """Remove a run that never began, so that the same command can be given again."""
+    if {path.name for path in folder.iterdir()} <= {RECIPE, RUN}:
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
 def reopen_run(folder: Path, facts: dict[str, Any]) -> Recipe:
     """The recipe of a run to resume, if it is the same command on the same data. Raises UserError if it is not."""
     if not (folder / RECIPE).is_file() or not (folder / RUN).is_file():
@@ -96,7 +113,18 @@ def last_trainer_checkpoint(run: Path) -> Path | None:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / METRICS
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have torn the last one
+
+
+def _require_safetensors(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file: {error}") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
 from scorefast import report
-from scorefast.data import Dataset, Example
+from scorefast.data import Dataset
 from scorefast.metrics import Graded
 from scorefast.model import load_policy, load_tokenizer, resolve_backend
 from scorefast.objective import is_on_policy
@@ -52,7 +52,9 @@ def check_stage(section: Section, recipe: Recipe, dataset: Dataset) -> None:
     micro_batch_size(stage, section, int(os.environ.get("WORLD_SIZE", "1")))
     try:
         training_arguments(recipe, stage, Path("runs"), validate=True)
-    except (ValueError, ImportError) as error:  # an unknown scheduler or optimizer
+        weights = torch.zeros(1, requires_grad=True)
+        get_scheduler(stage.lr_scheduler, torch.optim.SGD([weights]), stage.warmup_steps, stage.max_steps)
+    except (ValueError, TypeError, ImportError) as error:  # unknown, or in need of arguments there is no key for
         raise UserError(f"{section}: {str(error).splitlines()[0]}") from None
     if recipe.report_to not in ("none", "all", *(known := get_available_reporting_integrations())):
         raise UserError(f"report_to: {recipe.report_to!r} is not installed here; there are: none, {', '.join(known)}")
@@ -64,13 +66,16 @@ def check_stage(section: Section, recipe: Recipe, dataset: Dataset) -> None:
                 f"{dataset.source}: {missing} of {len(train)} training rows have no original_answer, which "
                 f"stage1.method=supervised needs; fill it, or set stage1.first_attempt=sampled"
             )
+
+
+def check_lengths(section: Section, recipe: Recipe, dataset: Dataset) -> None:
+    """Longer sequences would be cut silently further down. Raises UserError naming the longest question.
+
+    Needs the tokenizer, and so, for a model on the hub, the network.
+    """
     chat = ChatFormat(load_tokenizer(recipe.model.name), recipe.prompt.correction)
-    used = [*train, *dataset.splits["validation"]]
-    check_lengths(chat, recipe, used, supervised=not is_on_policy(stage))
-
-
-def check_lengths(chat: ChatFormat, recipe: Recipe, examples: Sequence[Example], supervised: bool) -> None:
-    """Longer sequences would be cut silently further down. Raises UserError naming the longest question."""
+    supervised = not is_on_policy(getattr(recipe, section))
+    examples = dataset.splits["train"] + dataset.splits["validation"]
     limit, reply = recipe.model.max_seq_length, recipe.rollout.max_new_tokens
     worst, longest = 0, ""
     for e in examples:
@@ -94,8 +99,7 @@ def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
     console.print(
         f"{job.section}: {recipe.model.name} on {resolve_backend(recipe.model)}, "
         f"{len(train)} training and {len(validation)} validation questions, {stage.max_steps} steps"
-        + (f", resuming after {last.name}" if last else ""),
-        highlight=False,
+        + (f", resuming after {last.name}" if last else "")
     )
     policy = load_policy(recipe, job.start, trainable=True)
     progress, stop = ProgressLine(console, stage.max_steps), StopOnSignal()

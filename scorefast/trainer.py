@@ -19,11 +19,11 @@ from transformers.trainer_callback import PrinterCallback
 from scorefast import evaluate, objective, rollout
 from scorefast.data import Example
 from scorefast.kernels import ScoreStats, score_loss
-from scorefast.metrics import Graded, summarize
+from scorefast.metrics import Graded, rates
 from scorefast.model import Policy, generate, last_hidden, save_policy
 from scorefast.recipe import Recipe, Stage1, Stage2, UserError, dump_recipe
 from scorefast.reward import Grade, grade
-from scorefast.runs import METRICS, RECIPE
+from scorefast.runs import METRICS, RECIPE, read_metrics
 
 
 class Slots(Dataset[int]):
@@ -83,9 +83,11 @@ class ScoreTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
     ):
         stage: Stage1 | Stage2 = getattr(recipe, section)
+        self.seed = 2 * recipe.seed + (section == "stage2")  # the stages neither ask nor sample in the same order
         arguments = training_arguments(recipe, stage, run, validate=bool(validation))
         self.micro_batch = micro_batch_size(stage, section, arguments.world_size)
         arguments.per_device_train_batch_size = self.micro_batch
+        arguments._n_gpu = 1  # several cards are for torchrun: DataParallel would replicate the patched forward
         arguments.gradient_accumulation_steps = (
             stage.questions_per_step * samples_per_question(stage) // (self.micro_batch * arguments.world_size)
         )
@@ -94,7 +96,7 @@ class ScoreTrainer(Trainer):
             model=policy.model,
             args=arguments,
             data_collator=as_list,
-            train_dataset=Slots(len(train), stage, samples_per_question(stage), recipe.seed),
+            train_dataset=Slots(len(train), stage, samples_per_question(stage), self.seed),
             eval_dataset=list(validation) or None,
             processing_class=policy.tokenizer,
             callbacks=[MetricsFile(run), *callbacks],
@@ -134,7 +136,7 @@ class ScoreTrainer(Trainer):
         started = time.perf_counter()
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             # Samples depend on seed, step and process alone: a resumed run draws what the unbroken one would have.
-            torch.manual_seed((self.recipe.seed << 32) + (self.state.global_step << 12) + self.args.process_index)
+            torch.manual_seed((self.seed << 31) + (self.state.global_step << 10) + self.args.process_index)
             trajectories = self._trajectories(examples)
         seconds = time.perf_counter() - started
         graded = evaluate.grade_all(trajectories, self.grade)
@@ -195,9 +197,7 @@ class ScoreTrainer(Trainer):
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Greedy two-turn accuracy on the validation split (never the test split)."""
         graded = evaluate.evaluate(self.generate(0.0), self.policy.chat, self.validation, self.grade)
-        result = summarize("", graded, samples=1)
-        names = ("acc_t1", "acc_t2", "delta", "delta_i2c", "delta_c2i")
-        metrics = {f"{metric_key_prefix}_{name}": getattr(result, name) for name in names}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in rates(graded).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -214,31 +214,26 @@ class ScoreTrainer(Trainer):
         (folder / RECIPE).write_text(dump_recipe(self.recipe), encoding="utf-8")
 
     def _record_rollout(self, graded: list[Graded], rewards: Tensor, advantages: Tensor, seconds: float) -> None:
-        result = summarize("", graded, samples=1)
         lengths = [(len(g.trajectory.first.ids), len(g.trajectory.second.ids)) for g in graded]
         values = {
-            "acc_t1": result.acc_t1,
-            "acc_t2": result.acc_t2,
-            "delta_i2c": result.delta_i2c,
-            "delta_c2i": result.delta_c2i,
+            **rates(graded),
             "reward_t1": rewards[:, 0].mean().item(),
             "reward_t2": rewards[:, 1].mean().item(),
             "advantage_zero": (advantages[:, 1] == 0).float().mean().item(),
-            "changed": result.changed,
-            "truncated": result.truncated,
             "length_t1": sum(a for a, _ in lengths) / len(lengths),
             "length_t2": sum(b for _, b in lengths) / len(lengths),
             "rollout_tokens_per_second": sum(a + b for a, b in lengths) / seconds,
         }
-        if not objective.is_on_policy(self.stage):  # the second attempt is the data's: it says nothing of the policy
-            values = {name: values[name] for name in ("acc_t1", "length_t1", "length_t2")}
+        if not objective.is_on_policy(self.stage):  # attempts of the data say nothing of the policy
+            values = {name: values[name] for name in ("length_t1", "length_t2")}
         for name, value in values.items():
             self._metrics[name].append(value)
 
     def _record_loss(self, stats: ScoreStats, turn: Tensor, trajectories: int) -> None:
-        self._metrics["entropy"].append(stats.entropy.mean().item())
+        # Nats a reply, summed over its tokens: micro-batches are of one size, so their mean is the step's.
+        self._metrics["entropy"].append(stats.entropy.sum().item() / trajectories)
         if stats.kl is not None:
-            for which in (1, 2):  # nats a reply, summed over its tokens
+            for which in (1, 2):
                 self._metrics[f"kl_t{which}"].append(stats.kl[turn == which].sum().item() / trajectories)
 
 
@@ -304,10 +299,11 @@ class MetricsFile(TrainerCallback):
         self.path = run / METRICS
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-            self.path.write_text("".join(kept), encoding="utf-8")
+        if state.is_world_process_zero:
+            kept = [
+                m for m in read_metrics(self.path.parent) if state.global_step > 0 and m["step"] <= state.global_step
+            ]
+            self.path.write_text("".join(json.dumps(m) + "\n" for m in kept), encoding="utf-8")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs and "train_runtime" not in logs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -70,8 +69,3 @@ def trained(tmp_path_factory) -> Path:
         made = done.stdout.splitlines()
         assert made == [f"runs/{arguments[0].replace('prepare', 'data')}"], "stdout is the path of what was made"
     return folder
-
-
-@pytest.fixture
-def rng() -> random.Random:
-    return random.Random(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -128,21 +127,19 @@ def test_interrupt_saves_and_resume_ends_where_the_unbroken_run_does(tmp_path):
     assert logs[0] == logs[1], "no gap, no double line"
 
 
-def test_two_processes_share_a_step(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "scorefast", "stage1"]
-    command += ["--data", str(SHIPPED), *QUICK, "--out", "run"]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["run"]
-    assert sum('"loss"' in m for m in (tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
+def test_two_processes_take_the_same_step_as_one(tmp_path):
+    """Without sampling (supervised on the CSV) the loss and the gradient must not depend on the number of processes."""
+    flags = ["--set", "stage1.method=supervised", "--set", "stage1.questions_per_step=8", "--set", "stage1.max_steps=3"]
+    steps = {}
+    for processes in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "-m", "scorefast"]
+        command += ["stage1", "--data", str(SHIPPED), *QUICK, *flags, "--out", f"run{processes}"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+        assert (done.returncode, done.stdout) == (0, f"run{processes}\n"), done.stderr
+        lines = [json.loads(m) for m in (tmp_path / f"run{processes}/metrics.jsonl").read_text().splitlines()]
+        steps[processes] = [(m["loss"], m["grad_norm"]) for m in lines if "loss" in m]
+    assert len(steps[1]) == 3
+    assert [x for step in steps[2] for x in step] == pytest.approx([x for step in steps[1] for x in step], rel=1e-3)
 
 
 def test_chat_answers_a_line_with_a_json_line(trained):
@@ -194,6 +191,13 @@ def test_dry_run_prints_the_resolved_recipe_and_makes_nothing(tmp_path):
         (["stage1", "--data", "DATA", "--set", "stage1.lr_scheduler=slow"], "'slow' is not a valid SchedulerType"),
         (["stage1", "--data", "DATA", "--set", "stage1.optimizer=magic"], "'magic' is not a valid OptimizerNames"),
         (["stage1", "--data", "DATA", "--set", "report_to=paper"], "'paper' is not installed here"),
+        (["stage1", "--data", "DATA", "--set", "stage1.lr_scheduler=warmup_stable_decay"], "stage1: "),
+        (["stage1", "--data", "DATA", "--seed", "4294967296"], "seed"),
+        (["stage1", "--data", "DATA", "--out", "empty.csv/run"], "cannot be made"),
+        (["stage1", "--data", "DATA", "--set", "model.tuning=full", "--set", "model.dtype=bfloat16"], "float32"),
+        (["stage1", "--data", "DATA", "--set", "model.lora.target_modules=[q_proj,lm_head]"], "lm_head"),
+        (["stage1", "--data", "DATA", "--set", "model.name=nobody/nothing"], "no tokenizer to be had"),
+        (["chat", "torn"], "not a whole safetensors file"),
         (["stage1", "--data", "DATA", "--resume"], "--out"),
         (["stage1", "--data", "DATA", "--resume", "--out", "elsewhere"], "no run to resume here"),
         (["stage2", "--data", "DATA", "--from", "."], "not a checkpoint"),
@@ -209,13 +213,17 @@ def test_dry_run_prints_the_resolved_recipe_and_makes_nothing(tmp_path):
 def test_bad_input_is_one_line_and_exit_code_two(tmp_path, arguments, message):
     (tmp_path / "columns.csv").write_text("question,reply\na,b\n")
     (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn/adapter_config.json").write_text("{}")
+    (tmp_path / "torn/adapter_model.safetensors").write_bytes(b"")
     done = scorefast(*[SHIPPED if a == "DATA" else a for a in arguments], cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     assert message in done.stderr
-    if done.stderr.startswith("scorefast:"):
-        assert len(done.stderr.splitlines()) == 1
+    *_, last = done.stderr.splitlines()
+    assert last.startswith(("scorefast: ", "╰")), "one line of ours, or the box Typer draws around a wrong flag"
+    assert not (tmp_path / "runs").exists(), "nothing is left behind"
 
 
 def test_a_folder_with_files_is_not_overwritten(trained):
@@ -231,6 +239,13 @@ def test_a_checkpoint_of_another_base_is_refused(trained):
         done = scorefast(*command, "--data", "runs/data", "--recipe", "gemma-2-2b-it", cwd=trained)
         assert done.returncode == 2
         assert "trained on 'tiny-gemma2', but the recipe's model.name is 'google/gemma-2-2b-it'" in done.stderr
+
+
+def test_a_run_with_other_splits_is_not_evaluated_as_if_it_were_held_out(trained):
+    for command in (["stage2", "--from", "runs/stage1"], ["eval", "runs/stage1"]):
+        done = scorefast(*command, "--data", SHIPPED, "--set", "data.test_fraction=0.5", cwd=trained)
+        assert done.returncode == 2
+        assert "other settings under 'data'" in done.stderr
 
 
 def test_resume_with_other_data_is_refused(trained, tmp_path):

@@ -55,10 +55,23 @@ def test_splits_have_their_share_and_adding_rows_moves_none():
 def test_prepared_folder_reads_back_the_same(tmp_path):
     dataset = load_dataset(str(SHIPPED), Data())
     manifest = write_prepared(dataset, Data(), tmp_path / "p", None)
-    again = load_dataset(str(tmp_path / "p"), Data(test_fraction=0.01))  # its own splits stay
+    again = load_dataset(str(tmp_path / "p"), Data())
     assert again.splits == dataset.splits
     assert manifest["rows_kept"] == sum(manifest["splits"].values()) == again.rows_kept
     assert json.loads((tmp_path / "p/manifest.json").read_text()) == manifest
+
+
+def test_a_folder_prepared_with_other_fractions_is_refused(tmp_path):
+    """Its training rows could be test rows of the recipe in force."""
+    write_prepared(load_dataset(str(SHIPPED), Data()), Data(), tmp_path / "p", None)
+    with pytest.raises(UserError, match=r"was prepared with test_fraction=0\.2"):
+        load_dataset(str(tmp_path / "p"), Data(test_fraction=0.4))
+
+
+def test_half_a_surrogate_pair_is_no_crash(tmp_path):
+    path = write(tmp_path, '{"question": "a\\ud800", "correct_answer": "1"}', "d.jsonl")
+    (e,) = [e for split in load_dataset(path, Data()).splits.values() for e in split]
+    assert e.question == "a?"
 
 
 def test_a_changed_split_file_is_refused(tmp_path):

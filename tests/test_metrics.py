@@ -17,7 +17,7 @@ def graded(pairs: list[tuple[bool, bool]], prefix: str = "q") -> list[Graded]:
     def one(i: int, c1: bool, c2: bool) -> Graded:
         attempts = [Attempt([1], f"{c}", False) for c in (c1, c2)]
         trajectory = Trajectory(Example(f"{prefix}{i}", "?", None, "!"), [], attempts[0], [], attempts[1])
-        return Graded(trajectory, Grade(c1, float(c1)), Grade(c2, float(c2)))
+        return Graded(trajectory, Grade(c1, float(c1), str(c1)), Grade(c2, float(c2), str(c2)))
 
     return [one(i, c1, c2) for i, (c1, c2) in enumerate(pairs)]
 

@@ -38,7 +38,7 @@ def test_every_key_stands_in_the_file_and_is_explained_once(name):
         found = re.match(r"\s*(\w+):", line)
         if found and ("#" in line or before.lstrip().startswith("#")):
             explained.add(found.group(1))
-    missing_words = {"r", "dropout", "questions_per_step", "gradient_checkpointing", "learning_rate", "warmup_steps"}
+    missing_words = {"r", "questions_per_step", "gradient_checkpointing", "learning_rate", "warmup_steps"}
     assert leaves - explained <= missing_words | {"weight_decay"}, "keys whose name says all may go without"
     for leaf in leaves:
         assert re.search(rf"^\s*{leaf}:", text, re.MULTILINE), f"{name} leaves {leaf} out"
