@@ -77,7 +77,7 @@ def test_overrides_win_over_the_file_and_numbers_may_be_written_as_people_do():
         ("stage2.alpha=-1", "stage2.alpha"),
         ("stage1.method=sft", "stage1.method"),
         ("rollout.temperature=0", "rollout.temperature"),
-        ("stage2.samples_per_question=1", "at least 2"),
+        ("stage2.samples_per_question=1", "greater than or equal to 2"),
         ("data.test_fraction=0.95", "below 1"),
         ("rollout.max_new_tokens=256", "do not fit"),
         ("nonsense", "expected key=value"),
