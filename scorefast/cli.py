@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,7 +191,8 @@ def _stage(
         try:
             run_stage(StageRun(section, settings, dataset, start, out), console, resume=resume)
         except Interrupted as stop:
-            again = f"scorefast {section} --data {data} {f'--from {from_} ' if from_ else ''}--out {out} --resume"
+            begun = ["scorefast", section, "--data", data, *(["--from", from_] if from_ else []), "--out", str(out)]
+            again = shlex.join([*begun, "--resume"])
             console.print(f"interrupted, saved. Continue with: {again}", soft_wrap=True)
             raise typer.Exit(128 + stop.signum) from None
         except UserError:
