@@ -120,6 +120,7 @@ def draw_learning_curve(metrics: Sequence[dict[str, Any]], title: str, path: Pat
                 axes.plot(*zip(*points, strict=True), color=colour, label=f"acc@{turn}, {kind}", **style)
     axes.set(xlabel="optimizer step", ylabel="accuracy", ylim=(0, 1.02), title=title)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    if axes.lines:
+        axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
