@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
+# The embedded model's tensors are too small to share between threads.
+export OMP_NUM_THREADS ?= 1
 TORCH := $(shell grep '^torch==' requirements.lock)
 
 .PHONY: install demo test clean
