@@ -161,13 +161,9 @@ def _load_base(settings: Model, backend: str, path: str) -> Any:
 def _load_with_transformers(settings: Model, path: str, dtype: torch.dtype) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    # transformers' default attention (sdpa) silently leaves out Gemma-2's attention soft cap; eager applies it.
-    softcapped = getattr(AutoConfig.from_pretrained(path).get_text_config(), "attn_logit_softcapping", None)
+    eager = {"attn_implementation": "eager"} if _caps_attention(AutoConfig.from_pretrained(path)) else {}
     return AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=dtype,
-        quantization_config=_four_bit(settings, dtype),
-        **({"attn_implementation": "eager"} if softcapped else {}),
+        path, dtype=dtype, quantization_config=_four_bit(settings, dtype), **eager
     )
 
 
@@ -177,7 +173,14 @@ def _load_with_unsloth(settings: Model, path: str, dtype: torch.dtype) -> Any:
     model, _ = FastLanguageModel.from_pretrained(
         path, max_seq_length=settings.max_seq_length, dtype=dtype, load_in_4bit=settings.load_in_4bit
     )
+    if _caps_attention(model.config) and not torch.cuda.is_available():  # on CUDA, Unsloth's own attention caps
+        model.set_attn_implementation("eager")
     return model
+
+
+def _caps_attention(config: Any) -> bool:
+    """Gemma-2 soft-caps attention scores: transformers' default (sdpa) silently leaves that out, eager does it."""
+    return getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
 
 
 def _four_bit(settings: Model, dtype: torch.dtype) -> Any:
