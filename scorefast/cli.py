@@ -174,7 +174,8 @@ def _stage(
             raise UserError(f"{start.path}: is {kind}, but model.tuning is {settings.model.tuning}")
     dataset = load_dataset(data, settings.data)
     with _work(console, settings):
-        from scorefast.stages import Interrupted, StageRun, check_lengths, check_stage, run_stage
+        from scorefast.model import resolve_backend
+        from scorefast.stages import Interrupted, StageRun, check_lengths, check_stage, resolve_loss, run_stage
 
         check_stage(section, settings, dataset)
         if dry_run:
@@ -185,7 +186,8 @@ def _stage(
         check_lengths(section, settings, dataset)
         if not resume and _rank() == 0:
             out = runs.claim_run(out, section)
-            runs.start_run(out, settings, facts)
+            chosen = {"backend": resolve_backend(settings.model), "loss": resolve_loss(settings)}
+            runs.start_run(out, settings, facts | chosen)
         if out is None:
             raise UserError("several processes: name the run's folder with --out")
         try:

@@ -85,6 +85,20 @@ class Rollout(_Settings):
     batch_size: Positive = 64
 
 
+class Loss(_Settings):
+    """How the loss is computed, not what it is; see scorefast.kernels.score_loss."""
+
+    impl: Literal["auto", "reference", "chunked", "triton"] = "auto"
+    buffer_mb: Positive | None = None
+    skip: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _only_triton_skips(self) -> Loss:
+        if self.skip and self.impl != "triton":
+            raise ValueError(f"skip = {self.skip} needs impl: triton (it is {self.impl})")
+        return self
+
+
 class Stage(_Settings):
     """What both stages share: how long, how fast, how a step is cut, how strong the KL terms are."""
 
@@ -140,6 +154,7 @@ class Recipe(_Settings):
     data: Data = Data()
     reward: Reward = Reward()
     rollout: Rollout = Rollout()
+    loss: Loss = Loss()
     stage1: Stage1 = Stage1()
     stage2: Stage2 = Stage2()
     eval: Eval = Eval()

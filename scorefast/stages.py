@@ -17,6 +17,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from scorefast import report
 from scorefast.data import Dataset
+from scorefast.kernels import resolve_impl
 from scorefast.metrics import Graded
 from scorefast.model import load_policy, load_tokenizer, resolve_backend
 from scorefast.objective import is_on_policy
@@ -50,6 +51,7 @@ def check_stage(section: Section, recipe: Recipe, dataset: Dataset) -> None:
     """Everything that can be wrong before a model is loaded. Raises UserError."""
     stage = getattr(recipe, section)
     micro_batch_size(stage, section, int(os.environ.get("WORLD_SIZE", "1")))
+    resolve_loss(recipe)
     try:
         training_arguments(recipe, stage, Path("runs"), validate=True)
         weights = torch.zeros(1, requires_grad=True)
@@ -66,6 +68,15 @@ def check_stage(section: Section, recipe: Recipe, dataset: Dataset) -> None:
                 f"{dataset.source}: {missing} of {len(train)} training rows have no original_answer, which "
                 f"stage1.method=supervised needs; fill it, or set stage1.first_attempt=sampled"
             )
+
+
+def resolve_loss(recipe: Recipe) -> str:
+    """The implementation of the loss that this run uses. Raises UserError where the one asked for cannot run here."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return resolve_impl(recipe.loss.impl, device, getattr(torch, recipe.model.dtype))
+    except ValueError as error:
+        raise UserError(f"loss.impl: {error}") from None
 
 
 def check_lengths(section: Section, recipe: Recipe, dataset: Dataset) -> None:
@@ -97,7 +108,7 @@ def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
     validation = validation[: recipe.eval.max_questions]
     last = last_trainer_checkpoint(job.folder) if resume else None
     console.print(
-        f"{job.section}: {recipe.model.name} on {resolve_backend(recipe.model)}, "
+        f"{job.section}: {recipe.model.name} on {resolve_backend(recipe.model)}, {resolve_loss(recipe)} loss, "
         f"{len(train)} training and {len(validation)} validation questions, {stage.max_steps} steps"
         + (f", resuming after {last.name}" if last else "")
     )

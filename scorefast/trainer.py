@@ -187,7 +187,7 @@ class ScoreTrainer(Trainer):
     ) -> Tensor:
         """score_loss over the trained tokens of a micro-batch, divided by the whole step's normaliser."""
         assert num_items_in_batch is not None
-        loss, stats, turn = micro_batch_loss(model, self.policy, inputs, self.recipe.rollout.temperature)
+        loss, stats, turn = micro_batch_loss(model, self.policy, inputs, self.recipe)
         self._record_loss(stats, turn, len(inputs["input_ids"]))
         # DDP averages gradients over processes; the normaliser already counts all of them.
         return loss * self.args.world_size / num_items_in_batch
@@ -230,15 +230,21 @@ class ScoreTrainer(Trainer):
             self._metrics[name].append(value)
 
     def _record_loss(self, stats: ScoreStats, turn: Tensor, trajectories: int) -> None:
-        # Nats a reply, summed over its tokens: micro-batches are of one size, so their mean is the step's.
-        self._metrics["entropy"].append(stats.entropy.sum().item() / trajectories)
-        if stats.kl is not None:
-            for which in (1, 2):
-                self._metrics[f"kl_t{which}"].append(stats.kl[turn == which].sum().item() / trajectories)
+        # NaN is what the loss did not need, and so did not compute: a turn without a KL coefficient has no KL.
+        measured = stats.entropy[~stats.entropy.isnan()]
+        if len(measured):
+            self._metrics["entropy"].append(measured.mean().item())  # nats a token
+        if stats.kl is None:
+            return
+        for which in (1, 2):
+            of_turn = stats.kl[turn == which]
+            measured = of_turn[~of_turn.isnan()]
+            if len(measured):  # nats a reply: micro-batches are of one size, so their mean is the step's
+                self._metrics[f"kl_t{which}"].append(measured.sum().item() / trajectories)
 
 
 def micro_batch_loss(
-    model: nn.Module, policy: Policy, inputs: dict[str, Tensor], temperature: float
+    model: nn.Module, policy: Policy, inputs: dict[str, Tensor], recipe: Recipe
 ) -> tuple[Tensor, ScoreStats, Tensor]:
     """(sum of the loss over trained tokens, their statistics, their turn (N,)). Hidden at t - 1 predicts token t."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -257,7 +263,10 @@ def micro_batch_loss(
         inputs["pg_coef"][:, 1:][trained],
         kl_coef,
         softcap=policy.softcap,
-        temperature=temperature,
+        temperature=recipe.rollout.temperature,
+        impl=recipe.loss.impl,
+        buffer_bytes=recipe.loss.buffer_mb and recipe.loss.buffer_mb << 20,
+        skip=recipe.loss.skip,
     )
     return loss, stats, inputs["turn"][:, 1:][trained]
 

@@ -47,11 +47,11 @@ def coefs(sampled):
     return coefficients(Stage2(beta1=0.5), torch.randn(len(sampled), 2, generator=torch.Generator().manual_seed(1)))
 
 
-def loss_and_gradient(policy, batches):
+def loss_and_gradient(policy, batches, recipe):
     policy.model.zero_grad()
     total = 0.0
     for batch in batches:
-        loss, _, _ = micro_batch_loss(policy.model, policy, batch, temperature=1.0)
+        loss, _, _ = micro_batch_loss(policy.model, policy, batch, recipe)
         loss.backward()
         total += loss.item()
     return total, torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
@@ -64,21 +64,21 @@ def cut(trajectories, coefs, size, pad):
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
-def test_loss_and_gradient_do_not_depend_on_the_micro_batch(policy, sampled, coefs, size):
-    whole = loss_and_gradient(policy, cut(sampled, coefs, 12, 0))
-    parts = loss_and_gradient(policy, cut(sampled, coefs, size, 0))
+def test_loss_and_gradient_do_not_depend_on_the_micro_batch(policy, recipe, sampled, coefs, size):
+    whole = loss_and_gradient(policy, cut(sampled, coefs, 12, 0), recipe)
+    parts = loss_and_gradient(policy, cut(sampled, coefs, size, 0), recipe)
     assert parts[0] == pytest.approx(whole[0], rel=1e-4)
     torch.testing.assert_close(parts[1], whole[1], rtol=1e-3, atol=1e-4)
 
 
-def test_loss_and_gradient_do_not_depend_on_order_or_padding(policy, sampled, coefs):
-    whole = loss_and_gradient(policy, cut(sampled, coefs, 12, 0))
+def test_loss_and_gradient_do_not_depend_on_order_or_padding(policy, recipe, sampled, coefs):
+    whole = loss_and_gradient(policy, cut(sampled, coefs, 12, 0), recipe)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
     shuffled = [sampled[i] for i in order]
     batch = rollout.collate(shuffled, TurnCoefficients(coefs.pg[order], coefs.kl[order]), 0)
     padded = {name: torch.nn.functional.pad(tensor, (0, 9)) for name, tensor in batch.items()}
     padded["input_ids"][:, -9:] = 17  # padding may be any token: nothing may look at it
-    other = loss_and_gradient(policy, [padded])
+    other = loss_and_gradient(policy, [padded], recipe)
     assert other[0] == pytest.approx(whole[0], rel=1e-4)
     torch.testing.assert_close(other[1], whole[1], rtol=1e-3, atol=1e-4)
 
@@ -115,14 +115,14 @@ def test_trained_tokens_are_the_sampled_ones_and_nothing_else(policy, sampled, c
 def test_reference_is_the_base_model_and_kl_starts_at_zero(recipe, sampled, coefs):
     fresh = load_policy(recipe, trainable=True)
     batch = rollout.collate(sampled, coefs, 0)
-    _, stats, _ = micro_batch_loss(fresh.model, fresh, batch, 1.0)
+    _, stats, _ = micro_batch_loss(fresh.model, fresh, batch, recipe)
     assert stats.kl.abs().max() < 1e-6
     torch.testing.assert_close(stats.logp, stats.ref_logp)
 
 
 def test_kl_is_to_the_reference_not_to_itself(policy, recipe, sampled, coefs):
     batch = rollout.collate(sampled, coefs, 0)
-    _, stats, turn = micro_batch_loss(policy.model, policy, batch, 1.0)
+    _, stats, turn = micro_batch_loss(policy.model, policy, batch, recipe)
     assert stats.kl[turn == 1].mean() > 1e-3
     base = load_policy(recipe).model
     with torch.no_grad():
@@ -245,7 +245,7 @@ def test_supervised_stage_trains_the_second_turn_and_holds_the_first(examples, t
             [rollout.data_attempt(policy.chat, e.original_answer or "") for e in examples[:16]],
         )
         batch = rollout.collate(batch_t, coefficients(Stage2(), torch.ones(16, 2)), 0)
-        _, stats, turn = micro_batch_loss(policy.model, policy, batch, 1.0)
+        _, stats, turn = micro_batch_loss(policy.model, policy, batch, r)
         kl[beta2] = stats.kl[turn == 1].sum().item()
     assert kl[10.0] < kl[0.0]
 

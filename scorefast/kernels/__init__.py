@@ -1,17 +1,45 @@
-"""One loss for every method: policy gradient and exact KL, from hidden states. Imports torch only."""
+"""One loss for every method: policy gradient and exact KL, from hidden states. Imports torch and triton only."""
 
 from __future__ import annotations
 
-from typing import Literal
+import importlib.util
+from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from scorefast.kernels import reference
+from scorefast.kernels.fused import NO_REFERENCE, score_loss_op
 from scorefast.kernels.reference import ScoreStats
 
-__all__ = ["Impl", "ScoreStats", "score_loss"]
+__all__ = ["Impl", "ScoreStats", "resolve_impl", "score_loss"]
 
-Impl = Literal["auto", "reference"]
+Impl = Literal["auto", "reference", "chunked", "triton"]
+
+
+def resolve_impl(impl: Impl, device: torch.device, dtype: torch.dtype) -> Impl:
+    """`auto` is chunked: triton has not yet run on a GPU. Raises ValueError with the reason where it cannot run."""
+    if impl not in get_args(Impl):
+        raise ValueError(f"impl {impl!r} is not one of {', '.join(get_args(Impl))}")
+    if impl == "triton" and (reason := _why_no_triton(device, dtype)):
+        raise ValueError(f"impl 'triton' cannot run here: {reason}; use 'chunked'")
+    return "chunked" if impl == "auto" else impl
+
+
+def _why_no_triton(device: torch.device, dtype: torch.dtype) -> str | None:
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"its kernels have no {dtype}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    from scorefast.kernels.triton import INTERPRETED
+
+    if INTERPRETED:
+        return None
+    if device.type != "cuda":
+        return f"the tensors are on {device.type}, it needs CUDA"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} is older than Ampere (compute capability 8.0)"
+    return None
 
 
 def score_loss(
@@ -22,29 +50,43 @@ def score_loss(
     pg_coef: Tensor,
     kl_coef: Tensor,
     *,
+    bias: Tensor | None = None,
     softcap: float | None = None,
     temperature: float = 1.0,
     impl: Impl = "auto",
+    buffer_bytes: int | None = None,
+    skip: float = 0.0,
 ) -> tuple[Tensor, ScoreStats]:
     """loss = sum_n [ -pg_coef_n * log p_n(target_n) + kl_coef_n * KL(p_n || q_n) ]
 
-    p and q are the softmax of softcap * tanh(h @ W^T / softcap) / temperature for h = hidden and h = ref_hidden.
+    p and q are the softmax of softcap * tanh((h @ W^T + bias) / softcap) / temperature for h = hidden, h = ref_hidden.
 
     Args:
         hidden: (N, D) last hidden states of the policy at the positions that predict the targets.
         ref_hidden: (N, D) the same of the reference; None is allowed where every kl_coef is 0.
         weight: (V, D) the output head. A gradient reaches it through the policy alone: q is a constant.
-        targets: (N,) int64 token ids.
-        pg_coef, kl_coef: (N,) float32 coefficients, constants for autograd.
+        targets: (N,) int64 token ids; any number where both coefficients are 0.
+        pg_coef, kl_coef: (N,) float32 coefficients, constants for autograd. Rows where both are 0 cost nothing, rows
+            where kl_coef is 0 no reference pass. Finding those rows is a CUDA device's one synchronisation, and none
+            where the coefficients are on the CPU.
+        bias: (V,) of the output head, or None.
         softcap: the model's final-logit soft cap (30.0 in Gemma-2), or None.
         temperature: the sampling temperature, so that scores are those of the distribution sampled from.
-        impl: `reference`, or `auto` for the fastest that runs here.
+        impl: `reference` (plain torch, several N x V tensors), `chunked` (torch on any device), `triton` (CUDA), or
+            `auto`. The last three never hold N x V and make the gradient in the forward.
+        buffer_bytes: bound of the logits held at once (at least one row's); default 512 MiB, or a quarter of the
+            free memory where that is less.
+        skip: `triton` only: the share of a row's ||d loss / d logits||_1 that the gradient of hidden may leave out,
+            tile by tile of the vocabulary; 0 is exact. See benchmarks/results/score_loss.md for the bound.
+
+    Under autocast hidden and weight are cast as torch.nn.functional.linear would cast them. Differentiable once: the
+    gradient is made in the forward (in float16 without the scale of a GradScaler, which multiplies it afterwards).
 
     Returns:
         The scalar loss (float32 or wider, NOT divided by anything) and detached per-token statistics.
 
     Raises:
-        ValueError: shapes disagree, a kl_coef is not 0 without ref_hidden, or impl is unknown.
+        ValueError: shapes disagree, a kl_coef is not 0 without ref_hidden, impl is unknown or cannot run.
     """
     n, d = hidden.shape
     if weight.shape[1] != d or any(t.shape != (n,) for t in (targets, pg_coef, kl_coef)):
@@ -52,10 +94,31 @@ def score_loss(
             f"score_loss: hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, targets {tuple(targets.shape)}, "
             f"pg_coef {tuple(pg_coef.shape)}, kl_coef {tuple(kl_coef.shape)}: expected (N, D), (V, D), (N,), (N,), (N,)"
         )
-    if ref_hidden is None and bool((kl_coef != 0).any()):
-        raise ValueError("score_loss: kl_coef is not 0 but there is no ref_hidden to measure KL against")
     if ref_hidden is not None and ref_hidden.shape != hidden.shape:
         raise ValueError(f"score_loss: ref_hidden {tuple(ref_hidden.shape)} differs from hidden {tuple(hidden.shape)}")
-    if impl not in ("auto", "reference"):
-        raise ValueError(f"score_loss: impl {impl!r} is not one of auto, reference")
-    return reference.score_loss(hidden, ref_hidden, weight, targets, pg_coef, kl_coef, softcap, temperature)
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"score_loss: bias {tuple(bias.shape)} is not the (V,) of weight {tuple(weight.shape)}")
+    impl = resolve_impl(impl, hidden.device, hidden.dtype)
+    if skip and impl != "triton":
+        raise ValueError(f"score_loss: skip = {skip} needs impl 'triton', not {impl!r}")
+    ref_hidden = None if ref_hidden is None else ref_hidden.detach()
+    pg_coef, kl_coef = pg_coef.detach(), kl_coef.detach()
+    if impl == "reference":
+        pg_coef, kl_coef = pg_coef.to(hidden.device), kl_coef.to(hidden.device)
+        if ref_hidden is None and bool((kl_coef != 0).any()):
+            raise ValueError(NO_REFERENCE)
+        return reference.score_loss(hidden, ref_hidden, weight, targets, pg_coef, kl_coef, bias, softcap, temperature)
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, ref_hidden = hidden.to(dtype), None if ref_hidden is None else ref_hidden.to(dtype)
+    grad = torch.is_grad_enabled()
+    gradients = [grad and t is not None and t.requires_grad for t in (hidden, weight, bias)]
+    loss, logp, ref_logp, kl, entropy, dropped, *_ = score_loss_op(
+        hidden, ref_hidden, weight, targets, pg_coef, kl_coef, bias, softcap, temperature,
+        impl, buffer_bytes or 0, skip, gradients,
+    )  # fmt: skip
+    stats = [logp, ref_logp, kl, entropy, dropped]
+    logp, ref_logp, kl, entropy, dropped = (s.detach() for s in stats)
+    if ref_hidden is None:
+        return loss, ScoreStats(logp, None, None, entropy, dropped if skip else None)
+    return loss, ScoreStats(logp, ref_logp, kl, entropy, dropped if skip else None)
