@@ -20,7 +20,7 @@ from scorefast.kernels.chunked import Head, Rows, TokenStats
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)  # TRITON_INTERPRET=1: on the CPU, for tests
 SKIP_ROWS = 64  # rows that share their choice of skipped tiles
-SKIP_DEPTH = 128  # columns of W a program of _skipping_matmul makes
+SKIP_WARPS, SKIP_STAGES = 8, 2
 DZ_COLUMNS = 2048  # of a row, a program of _dz
 
 
@@ -44,6 +44,11 @@ def tile_for(capability: tuple[int, int], dtype: torch.dtype) -> Tile:
         return Tile(rows=32, vocabulary=64, depth=32, warps=4, stages=2)
     large = capability in ((8, 0), (9, 0), (10, 0))
     return Tile(rows=64, vocabulary=128, depth=64, warps=8, stages=4 if large else 3)
+
+
+def skip_depth(dtype: torch.dtype) -> int:
+    """Columns of W that a program of _skipping_matmul multiplies with."""
+    return 64 if dtype.itemsize == 4 else 128
 
 
 def _tile(hidden: Tensor) -> Tile:
@@ -144,9 +149,10 @@ def hidden_gradient_skipping(dz: Tensor, head: Head, skip: float) -> tuple[Tenso
     share = tile_shares(dz, width)  # (C, tiles)
     order, kept = choose_tiles(share, skip)
     out = dz.new_empty(c, weight.shape[1], dtype=torch.float32)
-    _skipping_matmul[(triton.cdiv(weight.shape[1], SKIP_DEPTH), len(kept))](
+    depth = skip_depth(dz.dtype)
+    _skipping_matmul[(triton.cdiv(weight.shape[1], depth), len(kept))](
         dz, weight, order, kept, out, c, v, weight.shape[1], order.shape[1],
-        ROWS=SKIP_ROWS, VOCABULARY=width, DEPTH=SKIP_DEPTH, WIDEN=INTERPRETED, num_warps=8, num_stages=2,
+        ROWS=SKIP_ROWS, VOCABULARY=width, DEPTH=depth, WIDEN=INTERPRETED, num_warps=SKIP_WARPS, num_stages=SKIP_STAGES,
     )  # fmt: skip
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=dz.device).expand_as(order))
     left_out = (rank >= kept[:, None]).repeat_interleave(SKIP_ROWS, 0, output_size=len(kept) * SKIP_ROWS)[:c]
