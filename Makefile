@@ -34,6 +34,7 @@ test: install
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2
+	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 tests/test_kernels.py -k triton
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

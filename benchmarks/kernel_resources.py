@@ -2,8 +2,9 @@
 
 python benchmarks/kernel_resources.py        # writes benchmarks/results/kernels.md
 
-Per kernel, architecture and dtype, with the tile chosen for it and everything switched on (reference, soft cap,
-stored gradient). A stack above 0 would be registers spilt to memory. Nothing is timed: it takes a GPU to do that.
+Per kernel, architecture, dtype and alignment of V and D, with the tile chosen for it and everything switched on
+(reference, soft cap, stored gradient; where V or D is odd a bias, too). A stack above 0 would be registers spilt to
+memory. Nothing is timed: it takes a GPU to do that.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from scorefast.kernels import triton as kernels
 
 TABLE = Path(__file__).parent / "results" / "kernels.md"
 # Shared memory that one block may have, bytes (CUDA C++ Programming Guide, compute capabilities).
-SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}
+SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 WARPS = 4  # Triton's default
 
@@ -36,6 +38,7 @@ class Resources:
     kernel: str
     sm: int
     dtype: str
+    aligned: str
     tile: str
     warps: int
     stages: int
@@ -45,23 +48,40 @@ class Resources:
 
 
 def all_resources(sm: int) -> Iterator[Resources]:
-    for dtype, name in DTYPES.items():
-        tile = kernels.tile_for((sm // 10, sm % 10), dtype)
-        sizes = {"ROWS": tile.rows, "VOCABULARY": tile.vocabulary, "DEPTH": tile.depth, "WIDEN": False}
-        switches = {"WITH_REF": True, "WITH_BIAS": False, "CAPPED": True, "STORE": True, "EVEN_DEPTH": True}
-        shape = f"{tile.rows} x {tile.vocabulary} x {tile.depth}"
-        yield _compile(kernels._sweep, sm, name, shape, sizes | switches, tile.warps, tile.stages)
-        group = kernels.DZ_COLUMNS // tile.vocabulary
-        grouped = {"WITH_REF": True, "GROUP": group, "VOCABULARY": tile.vocabulary}
-        yield _compile(kernels._dz, sm, name, f"1 x {kernels.DZ_COLUMNS}", grouped, WARPS, 3)
-        skipping = {"ROWS": kernels.SKIP_ROWS, "VOCABULARY": tile.vocabulary, "DEPTH": kernels.skip_depth(dtype)}
-        shape = f"{kernels.SKIP_ROWS} x {kernels.skip_depth(dtype)} x {tile.vocabulary}"
-        options = kernels.SKIP_WARPS, kernels.SKIP_STAGES
-        yield _compile(kernels._skipping_matmul, sm, name, shape, skipping | {"WIDEN": False}, *options)
+    """Everything switched on; then, in bf16, heads whose sizes no vector load can take."""
+    for dtype in DTYPES:
+        yield from _kernels(sm, dtype, ("V", "D"))
+    yield from _kernels(sm, torch.bfloat16, ("D",))
+    yield from _kernels(sm, torch.bfloat16, ())
+
+
+def _kernels(sm: int, dtype: torch.dtype, aligned: tuple[str, ...]) -> Iterator[Resources]:
+    depth = 16 if "D" in aligned else 1
+    tile = kernels.tile_for((sm // 10, sm % 10), dtype, depth)
+    compiled = partial(_compile, sm=sm, dtype=DTYPES[dtype], aligned=aligned)
+    sizes = {"ROWS": tile.rows, "VOCABULARY": tile.vocabulary, "DEPTH": tile.depth, "WIDEN": False}
+    odd = len(aligned) < 2
+    switches = {"WITH_REF": True, "WITH_BIAS": odd, "CAPPED": True, "STORE": True, "EVEN_DEPTH": not odd}
+    shape = f"{tile.rows} x {tile.vocabulary} x {tile.depth}"
+    yield compiled(kernels._sweep, shape, sizes | switches, tile.warps, tile.stages)
+    grouped = {"WITH_REF": True, "GROUP": kernels.DZ_COLUMNS // tile.vocabulary, "VOCABULARY": tile.vocabulary}
+    yield compiled(kernels._dz, f"1 x {kernels.DZ_COLUMNS}", grouped, WARPS, 3)
+    wide = kernels.skip_depth(dtype, depth)
+    skipping = {"ROWS": kernels.SKIP_ROWS, "VOCABULARY": tile.vocabulary, "DEPTH": wide, "WIDEN": False}
+    shape = f"{kernels.SKIP_ROWS} x {wide} x {tile.vocabulary}"
+    yield compiled(kernels._skipping_matmul, shape, skipping, kernels.SKIP_WARPS, kernels.SKIP_STAGES)
 
 
 def _compile(
-    kernel: Any, sm: int, dtype: str, tile: str, constants: dict[str, Any], warps: int, stages: int
+    kernel: Any,
+    tile: str,
+    constants: dict[str, Any],
+    warps: int,
+    stages: int,
+    *,
+    sm: int,
+    dtype: str,
+    aligned: tuple[str, ...],
 ) -> Resources:
     types = {"inverse": "fp32", "scale": "fp32", "y_ptr": "*i64", "order_ptr": "*i64", "kept_ptr": "*i64"}
     types |= dict.fromkeys(("parts_ptr", "of_target_ptr", "per_row_ptr", "out_ptr"), "*fp32")
@@ -69,21 +89,23 @@ def _compile(
     for name in kernel.arg_names:
         default = f"*{dtype}" if name.endswith("_ptr") else "i32"
         signature[name] = "constexpr" if name in constants else types.get(name, default)
-    # What Triton assumes of the arguments at a launch: pointers of torch, and Gemma's V and D, are multiples of 16.
-    aligned = [i for i, n in enumerate(kernel.arg_names) if n.endswith("_ptr") or n in ("V", "D")]
+    # What Triton finds at a launch: pointers of torch, and Gemma's V and D, are multiples of 16.
+    multiples = [i for i, n in enumerate(kernel.arg_names) if n.endswith("_ptr") or n in aligned]
     source = ASTSource(
         fn=kernel,
         signature=signature,
         constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
-        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
+        attrs={(i,): [["tt.divisibility", 16]] for i in multiples},
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a default that changes in Triton 3.10
         options = {"num_warps": warps, "num_stages": stages}
         compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
     usage = _resource_usage(compiled.asm["cubin"])
-    name = kernel.__name__
-    return Resources(name, sm, dtype, tile, warps, stages, usage["REG"], compiled.metadata.shared, usage["STACK"])
+    name, sizes = kernel.__name__, ", ".join(aligned) or "none"
+    return Resources(
+        name, sm, dtype, sizes, tile, warps, stages, usage["REG"], compiled.metadata.shared, usage["STACK"]
+    )
 
 
 def _resource_usage(cubin: bytes) -> dict[str, int]:
@@ -97,7 +119,7 @@ def _resource_usage(cubin: bytes) -> dict[str, int]:
 
 
 def row(r: Resources) -> str:
-    cells = [f"sm_{r.sm}", r.dtype, f"`{r.kernel}`", r.tile, r.warps, r.stages, r.registers]
+    cells = [f"sm_{r.sm}", r.dtype, r.aligned, f"`{r.kernel}`", r.tile, r.warps, r.stages, r.registers]
     cells += [f"{r.shared / 1024:.0f} of {SHARED_LIMIT[r.sm] // 1024}", r.stack]
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -110,8 +132,8 @@ def main() -> None:
         f"Written by `python benchmarks/kernel_resources.py`, triton {triton.__version__}, without a GPU. A stack of 0",
         "says that no register was spilt to memory.",
         "",
-        "| architecture | dtype | kernel | tile | warps | stages | registers | shared memory, KB | stack, bytes |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| GPU | dtype | multiples of 16 | kernel | tile | warps | stages | registers | shared, KB | stack, bytes |",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *rows,
     ]
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")

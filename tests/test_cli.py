@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast
 
@@ -33,6 +34,8 @@ def test_a_run_is_an_ordinary_peft_folder(trained):
     assert "start_of_turn" in AutoTokenizer.from_pretrained(str(folder)).chat_template
     files = {path.name for path in folder.iterdir()}
     assert {"adapter_model.safetensors", "recipe.yaml", "run.json", "metrics.jsonl", "curve.png"} <= files
+    began = json.loads((trained / "runs/stage2/run.json").read_text())
+    assert (began["backend"], began["loss"]) == ("transformers", "chunked"), "what `auto` chose is on record"
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert not list(folder.rglob("training_args.bin"))
 
@@ -191,6 +194,7 @@ def test_dry_run_prints_the_resolved_recipe_and_makes_nothing(tmp_path):
         (["stage1", "--data", "DATA", "--set", "stage1.lr_scheduler=slow"], "slow is not a valid SchedulerType"),
         (["stage1", "--data", "DATA", "--set", "stage1.optimizer=magic"], "magic is not a valid OptimizerNames"),
         (["stage1", "--data", "DATA", "--set", "report_to=paper"], "'paper' is not installed here"),
+        (["stage2", "--data", "DATA", "--set", "loss.skip=0.1"], "loss: skip = 0.1 needs impl: triton"),
         (["stage1", "--data", "DATA", "--set", "stage1.lr_scheduler=warmup_stable_decay"], "stage1: "),
         (["stage1", "--data", "DATA", "--seed", "4294967296"], "seed"),
         (["stage1", "--data", "DATA", "--out", "empty.csv/run"], "cannot be made"),
@@ -224,6 +228,16 @@ def test_bad_input_is_one_line_and_exit_code_two(tmp_path, arguments, message):
     *_, last = done.stderr.splitlines()
     assert last.startswith(("scorefast: ", "╰")), "one line of ours, or the box Typer draws around a wrong flag"
     assert not (tmp_path / "runs").exists(), "nothing is left behind"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="triton can run here: there is a CUDA GPU")
+def test_a_loss_that_cannot_run_here_is_refused_before_a_model_is_loaded(tmp_path):
+    done = scorefast("stage1", "--data", SHIPPED, "--set", "loss.impl=triton", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "scorefast: loss.impl: impl 'triton' cannot run here: it needs a CUDA GPU, the device is cpu; use 'chunked'"
+    )
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_folder_with_files_is_not_overwritten(trained):

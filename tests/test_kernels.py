@@ -6,7 +6,7 @@ The triton kernels run where there is a CUDA GPU, and under Triton's interpreter
 from __future__ import annotations
 
 import math
-import resource
+import os
 import subprocess
 import sys
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from scorefast.kernels import chunked, fused, resolve_impl, score_loss
@@ -223,16 +224,46 @@ def test_extreme_logits(impl, kind, softcap):
 
 
 @pytest.mark.parametrize("impl", FUSED)
-def test_kl_stays_exact_where_policy_and_reference_are_near(impl):
-    """sum p log p/q cancels to nothing there; measured against float64 it keeps several digits, and its sign."""
+@pytest.mark.parametrize("drift", [3e-4, 3e-2])
+def test_a_small_kl_is_right_to_the_rounding_of_the_logits(impl, drift):
+    """True values 2e-7 .. 7e-7 and 2e-3 .. 7e-3, of logits up to 15: one rounding of those is 1e-6."""
     hidden, ref, weight, targets, pg, kl = case(16, 4099, 48, torch.float32, scale=0.5)
-    ref = hidden + 3e-4 * ref
+    ref = hidden + drift * ref
     tensors = (hidden, ref, weight, targets, pg, kl)
     truth = outputs("reference", [t.double() if t.is_floating_point() else t for t in tensors], softcap=30.0)["kl"]
     ours = outputs(impl, tensors, device=device_for(impl), softcap=30.0)["kl"]
-    assert truth.max() < 1e-4
-    assert ours.min() >= -1e-6, "one rounding of a logit"
-    torch.testing.assert_close(ours, truth, rtol=0, atol=1e-6)
+    assert ours.min() >= -1e-6
+    torch.testing.assert_close(ours, truth, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("impl", ["chunked", pytest.param("triton", marks=needs_triton)])
+@pytest.mark.parametrize("offset", [0.0, 10.0, 40.0])
+def test_16_bit_storage_survives_a_common_offset_of_the_logits(impl, offset, monkeypatch):
+    """A softmax does not see it, but z - z_ref does: rounded as it is, its gradient would be noise."""
+    hidden, ref, weight, targets, _, _ = case(16, 4099, 48, scale=0.3)
+    weight[:, 0] = 1.0
+    ref = hidden + 0.05 * ref
+    hidden[:, 0] = ref[:, 0] + offset
+    tensors = (hidden.float(), ref.float(), weight.float(), targets, torch.zeros(16), torch.ones(16))
+    truth = outputs("reference", [t.double() if t.is_floating_point() else t for t in tensors])
+    if impl == "triton" and INTERPRETED:  # its matmuls have to stay in float32
+        from scorefast.kernels import triton
+
+        make = triton.make_buffers
+        monkeypatch.setattr(triton, "make_buffers", lambda *a: [b.bfloat16() for b in make(*a)])
+    elif impl == "triton":
+        tensors = [t.bfloat16() if t.is_floating_point() and t.ndim == 2 else t for t in tensors]
+        truth = outputs("reference", [t.double() if t.is_floating_point() else t for t in tensors])
+    ours = outputs(impl, tensors, device=device_for(impl))
+    error = (ours["grad_hidden"] - truth["grad_hidden"]).norm() / truth["grad_hidden"].norm()
+    assert error < 0.02
+
+
+@pytest.mark.parametrize("impl", FUSED)
+@pytest.mark.parametrize(("softcap", "temperature"), [(30.0, 0.05), (1000.0, 1.0), (1000.0, 0.05), (None, 0.05)])
+def test_cold_and_loosely_capped_logits(impl, softcap, temperature):
+    tensors = case(53, 1031, 48, torch.float32, scale=0.5, masked=0.2)
+    assert_as_near_the_truth_as_reference(impl, tensors, softcap=softcap, temperature=temperature)
 
 
 @pytest.mark.parametrize("impl", EVERY)
@@ -377,21 +408,25 @@ def test_nothing_is_read_before_it_is_written(impl):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of resident memory from Linux")
-def test_memory_stays_within_the_buffer():
-    """4,096 x 50,003 float32 logits are 819 MB a tensor; the buffer is 32 MB, the rest is the inputs and scratch."""
+@pytest.mark.parametrize("without_kl", [0, 2048])
+def test_memory_stays_within_the_buffer(without_kl):
+    """4,096 x 50,003 float32 logits are 819 MB a tensor; the buffer is 64 MB, and scratch of 4 MB is allowed on top."""
     program = (
-        "import resource, torch\nfrom scorefast.kernels import score_loss\n"
-        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "import torch\nfrom pathlib import Path\nfrom scorefast.kernels import score_loss\n"
+        "def kib(key):\n"
+        "    return next(int(x.split()[1]) for x in open('/proc/self/status') if x.startswith(key))\n"
         "w, h = torch.randn(50003, 48), torch.randn(4096, 48, requires_grad=True)\n"
-        "y, c = torch.randint(50003, (4096,)), torch.ones(4096)\n"
-        "score_loss(h[:64], h[:64] + 1, w, y[:64], c[:64], c[:64], buffer_bytes=32 << 20)[0].backward()\n"
-        "before = peak()\n"
-        "score_loss(h, h.detach() + 0.1, w, y, c, c, buffer_bytes=32 << 20)[0].backward()\n"
-        "print(peak() - before)\n"
+        "r, y, c = h.detach() + 0.1, torch.randint(50003, (4096,)), torch.ones(4096)\n"
+        f"k = c.clone(); k[:{without_kl}] = 0\n"
+        "score_loss(h[:1], r[:1], w, y[:1], c[:1], c[:1], buffer_bytes=64 << 20)[0].backward()\n"
+        "Path('/proc/self/clear_refs').write_text('5')\n"
+        "before = kib('VmRSS')\n"
+        "score_loss(h, r, w, y, c, k, buffer_bytes=64 << 20)[0].backward()\n"
+        "print((kib('VmHWM') - before) / 1024)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 32 + 16
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}  # freed memory is given back, not kept
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert 32 < float(done.stdout) < 64 * 1.2
 
 
 # --- as one operator -------------------------------------------------------------------------------------------
@@ -472,9 +507,38 @@ def test_a_second_derivative_is_refused_not_wrong():
     hidden, ref, weight, targets, pg, kl = case()
     hidden.requires_grad_()
     loss, _ = score_loss(hidden, ref, weight, targets, pg, kl, impl="chunked")
-    (grad,) = torch.autograd.grad(loss, hidden, create_graph=True)
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        grad.sum().backward()
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.grad(loss, hidden, create_graph=True)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("factor", [65536.0, 1 / 771])
+def test_the_backward_factor_is_not_rounded_to_16_bit(dtype, factor):
+    hidden, ref, weight, targets, pg, kl = case(9, dtype=dtype, scale=1e-2)
+    leaf = hidden.requires_grad_()
+    loss, _ = score_loss(leaf, ref, weight * 1e-2, targets, pg, kl, impl="chunked")
+    (plain,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+    (scaled,) = torch.autograd.grad(loss * factor, leaf)
+    expected = (plain.double() * factor).to(dtype)
+    assert torch.isfinite(expected).all()
+    assert torch.equal(scaled, expected)
+
+
+def test_one_graph_serves_every_number_of_tokens():
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def loss_of(h, r, w, y, a, b):
+        return score_loss(h, r, w, y, a, b, softcap=30.0, impl="chunked")[0]
+
+    compiled = torch.compile(loss_of, fullgraph=True, backend=counter, dynamic=True)
+    graphs = set()
+    for n in (5, 9, 14, 22):
+        hidden, *rest = case(n, dtype=torch.float32)
+        leaf = hidden.requires_grad_()
+        (grad,) = torch.autograd.grad(compiled(leaf, *rest), leaf)
+        torch.testing.assert_close(grad, torch.autograd.grad(loss_of(leaf, *rest), leaf)[0])
+        graphs.add(counter.frame_count)
+    assert len(graphs) == 1, "the first number of tokens is compiled for, the others are not"
 
 
 # --- skipping tiles --------------------------------------------------------------------------------------------
@@ -509,6 +573,17 @@ def test_skipping_with_triton_keeps_its_bound(n, skip):
     assert loss.item() == pytest.approx(exact["loss"].item(), rel=1e-5), "the loss itself is exact"
 
 
+@needs_triton
+def test_a_nan_is_not_skipped_by_triton():
+    tensors = [t.to(device_for("triton")) for t in case(8, 4099, 48, torch.float32)]
+    tensors[0][3] = torch.nan
+    tensors[0].requires_grad_()
+    score_loss(*tensors, impl="triton", skip=0.01)[0].backward()
+    grad = tensors[0].grad.cpu()
+    assert grad[3].isnan().all()
+    assert (grad[[0, 1, 2, 4, 5, 6, 7]].abs().sum(1) > 0).all(), "its neighbours keep their gradients"
+
+
 # --- misuse ----------------------------------------------------------------------------------------------------
 
 
@@ -521,13 +596,16 @@ def test_skipping_with_triton_keeps_its_bound(n, skip):
         ({"targets": torch.zeros(3, dtype=torch.int64)}, "expected"),
         ({"ref_hidden": torch.zeros(2, 48)}, "differs"),
         ({"bias": torch.zeros(2)}, "is not the"),
+        ({"temperature": 0.0}, "must be above 0"),
+        ({"softcap": 0.0}, "must be above 0"),
+        ({"skip": -0.1}, "skip -0.1 within"),
     ],
 )
 def test_misuse_is_named(impl, change, message):
     names = ("hidden", "ref_hidden", "weight", "targets", "pg_coef", "kl_coef")
     arguments = dict(zip(names, case(dtype=torch.float32), strict=True)) | change
     with pytest.raises(ValueError, match=message):
-        score_loss(**{k: t if t is None else t.to(device_for(impl)) for k, t in arguments.items()}, impl=impl)
+        score_loss(**{k: t.to(device_for(impl)) if torch.is_tensor(t) else t for k, t in arguments.items()}, impl=impl)
 
 
 def test_an_implementation_that_cannot_run_says_why():
@@ -538,6 +616,6 @@ def test_an_implementation_that_cannot_run_says_why():
     with pytest.raises(ValueError, match="needs impl 'triton'"):
         score_loss(*case(), skip=0.1)
     if not INTERPRETED:
-        with pytest.raises(ValueError, match="the tensors are on cpu, it needs CUDA; use 'chunked'"):
+        with pytest.raises(ValueError, match="it needs a CUDA GPU, the device is cpu; use 'chunked'"):
             score_loss(*case(dtype=torch.float32), impl="triton")
     assert resolve_impl("auto", torch.device("cpu"), torch.float32) == "chunked"

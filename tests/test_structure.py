@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 
 import pytest
 
@@ -42,6 +43,12 @@ def test_light_modules_import_no_torch(name):
     tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
     top = {m.split(".")[0] for m in imports(tree, everywhere=False)}
     assert not top & {"torch", "transformers", "peft", "datasets", "unsloth"}
+
+
+def test_kernels_stand_on_torch_and_triton_alone():
+    for file in (PACKAGE / "kernels").glob("*.py"):
+        used = {m.split(".")[0] for m in imports(ast.parse(file.read_text(encoding="utf-8")), everywhere=True)}
+        assert used - sys.stdlib_module_names <= {"torch", "triton", "scorefast"}, file.name
 
 
 def test_one_module_knows_unsloth_peft_and_bitsandbytes():

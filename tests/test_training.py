@@ -223,6 +223,22 @@ def test_full_fine_tuning_keeps_a_frozen_copy_and_the_shared_head(examples, tmp_
     assert kl[1] > 0
 
 
+@pytest.mark.parametrize("section", ["stage1", "stage2"])
+def test_the_implementation_of_the_loss_does_not_change_a_run(section, examples, tmp_path):
+    """Same samples, so same metrics to rounding; a small buffer makes chunked cut each micro-batch."""
+    settings = [f"{section}.max_steps=3", f"{section}.questions_per_step=4", "rollout.max_new_tokens=40"]
+    runs = []
+    for impl in (["reference"], ["chunked", "loss.buffer_mb=1"]):
+        r = load_recipe("tiny-cpu", [*settings, f"loss.impl={impl[0]}", *impl[1:]])
+        trainer = ScoreTrainer(load_policy(r, trainable=True), r, section, examples[:16], [], tmp_path / impl[0])
+        trainer.train()
+        runs.append([m for m in trainer.state.log_history if "loss" in m])
+    for by_reference, by_chunked in zip(*runs, strict=True):
+        assert by_reference.keys() == by_chunked.keys()
+        for name in by_reference.keys() - {"rollout_tokens_per_second"}:
+            assert by_chunked[name] == pytest.approx(by_reference[name], rel=1e-3, abs=1e-5), name
+
+
 def test_supervised_stage_trains_the_second_turn_and_holds_the_first(examples, tmp_path):
     """Cross-entropy falls on the data's second attempts; with a large b2 the first attempts stay near the reference."""
     overrides = [

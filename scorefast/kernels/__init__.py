@@ -51,7 +51,7 @@ def _why_no_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     if INTERPRETED:
         return None
     if device.type != "cuda":
-        return f"the tensors are on {device.type}, it needs CUDA"
+        return f"it needs a CUDA GPU, the device is {device.type}"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return f"{torch.cuda.get_device_name(device)} is older than Ampere (compute capability 8.0)"
     return None
@@ -80,28 +80,30 @@ def score_loss(
         hidden: (N, D) last hidden states of the policy at the positions that predict the targets.
         ref_hidden: (N, D) the same of the reference; None is allowed where every kl_coef is 0.
         weight: (V, D) the output head. A gradient reaches it through the policy alone: q is a constant.
-        targets: (N,) int64 token ids; any number where both coefficients are 0.
+        targets: (N,) int64 token ids; any number where both coefficients are 0. One out of range is an IndexError
+            on the CPU, a device-side assertion on CUDA, and a NaN with `triton`.
         pg_coef, kl_coef: (N,) float32 coefficients, constants for autograd. Rows where both are 0 cost nothing, rows
-            where kl_coef is 0 no reference pass. Finding those rows is a CUDA device's one synchronisation, and none
-            where the coefficients are on the CPU.
+            where kl_coef is 0 no reference pass. Finding those rows synchronises a CUDA device at the start, unless
+            the coefficients are on the CPU; the chunks after it do not.
         bias: (V,) of the output head, or None.
         softcap: the model's final-logit soft cap (30.0 in Gemma-2), or None.
         temperature: the sampling temperature, so that scores are those of the distribution sampled from.
         impl: `reference` (plain torch, several N x V tensors), `chunked` (torch on any device), `triton` (CUDA), or
             `auto`. The last three never hold N x V and make the gradient in the forward.
         buffer_bytes: bound of the logits held at once (at least one row's); default 512 MiB, or a quarter of the
-            free memory where that is less.
+            free memory where that is less, at least 64.
         skip: `triton` only: the share of a row's ||d loss / d logits||_1 that the gradient of hidden may leave out,
             tile by tile of the vocabulary; 0 is exact. See benchmarks/results/score_loss.md for the bound.
 
-    Under autocast hidden and weight are cast as torch.nn.functional.linear would cast them. Differentiable once: the
+    Under autocast hidden is cast to its dtype, as torch.nn.functional.linear would. Differentiable once: the
     gradient is made in the forward (in float16 without the scale of a GradScaler, which multiplies it afterwards).
 
     Returns:
         The scalar loss (float32 or wider, NOT divided by anything) and detached per-token statistics.
 
     Raises:
-        ValueError: shapes disagree, a kl_coef is not 0 without ref_hidden, impl is unknown or cannot run.
+        ValueError: shapes disagree, a number is out of its range, a kl_coef is not 0 without ref_hidden, impl is
+            unknown or cannot run.
     """
     n, d = hidden.shape
     if weight.shape[1] != d or any(t.shape != (n,) for t in (targets, pg_coef, kl_coef)):
@@ -114,6 +116,10 @@ def score_loss(
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"score_loss: bias {tuple(bias.shape)} is not the (V,) of weight {tuple(weight.shape)}")
     impl = resolve_impl(impl, hidden.device, hidden.dtype)
+    if not (temperature > 0 and (softcap is None or softcap > 0) and 0 <= skip < 1):
+        raise ValueError(
+            f"score_loss: temperature {temperature} and softcap {softcap} must be above 0, skip {skip} within [0, 1)"
+        )
     if skip and impl != "triton":
         raise ValueError(f"score_loss: skip = {skip} needs impl 'triton', not {impl!r}")
     ref_hidden = None if ref_hidden is None else ref_hidden.detach()
@@ -123,7 +129,7 @@ def score_loss(
         if ref_hidden is None and bool((kl_coef != 0).any()):
             raise ValueError(NO_REFERENCE)
         return reference.score_loss(hidden, ref_hidden, weight, targets, pg_coef, kl_coef, bias, softcap, temperature)
-    if torch.is_autocast_enabled(hidden.device.type):
+    if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, ref_hidden = hidden.to(dtype), None if ref_hidden is None else ref_hidden.to(dtype)
     grad = torch.is_grad_enabled()

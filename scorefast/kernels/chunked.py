@@ -7,15 +7,17 @@ elementwise passes arranged to touch memory seldom.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 BUFFER_BYTES = 512 << 20  # default bound of the buffers, where a quarter of the free memory is not less
-CACHE_ELEMENTS = 1 << 20  # of a block of rows that stays in a CPU's cache while the elementwise passes go over it
+MIN_BUFFER_BYTES = 64 << 20  # not less, however little is free
+CPU_ELEMENTS = 1 << 20  # of a block of rows that stays in a CPU's cache while the elementwise passes go over it
+GPU_ELEMENTS = 1 << 24  # of such a block on a GPU: enough to fill it, little to hold twice as scratch
 TILE_BYTES = 16 << 20  # of the head, converted at a time where it is not in the dtype multiplied in
 PLAIN_SHIFT = 40.0  # exp(-2 * 40) is a normal float32: logits capped below this need no row maximum
 
@@ -61,29 +63,29 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def multiplication_dtype(hidden: Tensor) -> torch.dtype:
     """The hidden states' own, but float32 on a CPU that only emulates 16-bit matmuls: there it is faster and exact."""
-    emulated = hidden.device.type == "cpu" and hidden.dtype.itemsize == 2 and not torch.cpu._is_amx_tile_supported()
+    native = {torch.bfloat16: torch.cpu._is_amx_tile_supported, torch.float16: torch.cpu._is_amx_fp16_supported}
+    emulated = hidden.device.type == "cpu" and hidden.dtype in native and not native[hidden.dtype]()
     return torch.float32 if emulated else hidden.dtype
 
 
 def default_buffer_bytes(device: torch.device) -> int:
-    """512 MiB, or a quarter of the free memory where that is less."""
+    """512 MiB, or a quarter of the free memory where that is less, but at least 64 MiB."""
     if device.type == "cuda":
         reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return min(BUFFER_BYTES, (torch.cuda.mem_get_info(device)[0] + reusable) // 4)
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not told on this system
+        free = torch.cuda.mem_get_info(device)[0] + reusable
+    elif (meminfo := Path("/proc/meminfo")).is_file():
+        lines = meminfo.read_text(encoding="ascii").splitlines()
+        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    else:  # not Linux
         return BUFFER_BYTES
-    return min(BUFFER_BYTES, max(BUFFER_BYTES // 8, free // 4))
+    return min(BUFFER_BYTES, max(MIN_BUFFER_BYTES, free // 4))
 
 
 def bytes_per_row(rows: Rows, vocabulary: int) -> int:
-    """Logits of policy and reference; a GPU holds a working copy of the whole chunk and dz in the matmul's dtype."""
-    width = accumulation_dtype(rows.hidden.dtype).itemsize
+    """Logits of policy and reference, and where the matmul is in another dtype, its operand or result in that one."""
+    wide, narrow = accumulation_dtype(rows.hidden.dtype), multiplication_dtype(rows.hidden)
     logits = 1 if rows.ref_hidden is None else 2
-    if rows.hidden.device.type == "cpu":
-        return vocabulary * logits * width
-    return vocabulary * ((logits + 1) * width + rows.hidden.dtype.itemsize)
+    return vocabulary * (logits * wide.itemsize + (0 if wide == narrow else narrow.itemsize))
 
 
 def make_buffers(rows: Rows, count: int, vocabulary: int) -> list[Tensor]:
@@ -109,7 +111,7 @@ def statistics_and_dz(rows: Rows, head: Head, buffers: list[Tensor], *, gradient
     if y is not None:
         assert rows.ref_hidden is not None
         _logits(rows.ref_hidden, head, y)
-    block = max(1, CACHE_ELEMENTS // x.shape[1]) if x.device.type == "cpu" else c
+    block = max(1, (CPU_ELEMENTS if x.device.type == "cpu" else GPU_ELEMENTS) // x.shape[1])
     work = torch.empty_like(x[:block])
     columns: list[tuple[Tensor, ...]] = []
     for start in range(0, c, block):
@@ -126,21 +128,23 @@ def _block(x: Tensor, y: Tensor | None, work: Tensor, rows: Rows, head: Head, *,
     work, target = work[: len(x)], rows.targets[:, None]
     capped = head.softcap is not None
     scale = head.softcap / head.temperature if head.softcap is not None else 1.0
-    # z = scale * x + constant of the row; e = exp(scale * x - shift), so p = e / total.
+    # e = exp(t) with t = scale * x - shift, log p = t - log(total), and p = e / total.
     if y is not None:
         shift_q = _squash(y, scale, capped)
-        total_q = _exponential(y, scale, shift_q, work, capped).sum(-1, keepdim=True)
-        ref_logp = scale * y.gather(1, target) - shift_q - total_q.log()
+        t_q = _centred(y, scale, shift_q, capped)
+        total_q = _exponential(y, scale, shift_q, t_q, work).sum(-1, keepdim=True)
+        ref_logp = _at(t_q, y, target, scale, shift_q) - total_q.log()
     shift = _squash(x, scale, capped)
+    t = _centred(x, scale, shift, capped)
     x_target = x.gather(1, target)
-    e = _exponential(x, scale, shift, work, capped)
+    e = _exponential(x, scale, shift, t, work)
     total = e.sum(-1, keepdim=True)
-    logp = scale * x_target - shift - total.log()
-    entropy = total.log() + shift - scale * _dot(e, x) / total
+    logp = _at(t, x, target, scale, shift) - total.log()
+    mean_t = scale * _dot(e, x) / total - shift if t is None else _dot(e, t) / total
+    entropy = total.log() - mean_t
     statistics: tuple[Tensor, ...] = (logp, entropy)
     if y is not None:
-        # log p - log q = scale * d - level: sums of small numbers where p and q are near, so KL stays exact there.
-        d = torch.sub(x, y, out=y)
+        d = torch.sub(x, y, out=y)  # log p - log q = scale * d - level
         level = shift - shift_q + (total / total_q).log()
         mean_d = scale * _dot(e, d) / total
         kl = mean_d - level
@@ -166,7 +170,7 @@ def _block(x: Tensor, y: Tensor | None, work: Tensor, rows: Rows, head: Head, *,
 
 
 def _squash(x: Tensor, scale: float, capped: bool) -> Tensor:
-    """In place: tanh, or without a soft cap minus the row's maximum. (R, 1): a bound of scale * x to take off it."""
+    """In place: tanh, or without a soft cap minus the row's maximum. (R, 1): the shift, a bound of scale * x."""
     if not capped:
         x.sub_(x.amax(-1, keepdim=True))
         return torch.zeros_like(x[:, :1])
@@ -174,16 +178,28 @@ def _squash(x: Tensor, scale: float, capped: bool) -> Tensor:
     return torch.full_like(x[:, :1], scale) if scale <= PLAIN_SHIFT else scale * x.amax(-1, keepdim=True)
 
 
-def _exponential(x: Tensor, scale: float, shift: Tensor, out: Tensor, capped: bool) -> Tensor:
+def _centred(x: Tensor, scale: float, shift: Tensor, capped: bool) -> Tensor | None:
+    """scale * x - shift as a tensor: x itself without a soft cap, None where a cap makes it cheap to do without."""
+    if not capped:
+        return x
+    return None if scale <= PLAIN_SHIFT else (x - x.amax(-1, keepdim=True)) * scale  # exact at the maximum
+
+
+def _exponential(x: Tensor, scale: float, shift: Tensor, t: Tensor | None, out: Tensor) -> Tensor:
     """out <- exp(scale * x - shift)"""
-    return torch.add(-shift, x, alpha=scale, out=out).exp_() if capped else torch.exp(x, out=out)
+    return torch.add(-shift, x, alpha=scale, out=out).exp_() if t is None else torch.exp(t, out=out)
+
+
+def _at(t: Tensor | None, x: Tensor, target: Tensor, scale: float, shift: Tensor) -> Tensor:
+    """(scale * x - shift) at the target, (R, 1)"""
+    return scale * x.gather(1, target) - shift if t is None else t.gather(1, target)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """(R, V), (R, V) -> (R, 1): (a * b).sum(-1, keepdim=True)"""
-    if a.device.type == "cpu":  # many times faster than bmm there
+    if a.device.type == "cpu":
         return torch.stack([torch.dot(u, v) for u, v in zip(a, b, strict=True)])[:, None]
-    return torch.bmm(a[:, None], b[:, :, None])[:, 0]
+    return (a * b).sum(-1, keepdim=True)  # not bmm, which may round to TF32
 
 
 def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from scorefast.kernels import chunked
 from scorefast.kernels.chunked import Head, Rows
@@ -43,10 +42,11 @@ def score_loss_op(
     stats = dict(zip(STATISTICS, outputs, strict=False))
     grad_hidden, grad_weight, grad_bias = outputs[len(STATISTICS) :]
     multiplied_in = chunked.multiplication_dtype(hidden)
-    same = weight.to(hidden.dtype).contiguous() if impl == "triton" else weight  # the kernels' one layout
+    groups = _groups(pg_coef, kl_coef)
+    same = weight.to(hidden.dtype).contiguous() if impl == "triton" and groups else weight  # the kernels' one layout
     head = Head(same, bias, softcap, temperature)
-    with torch.autocast(device.type, enabled=False):
-        for with_kl, index in _groups(pg_coef, kl_coef):
+    with torch.autocast(device.type, enabled=False), torch.cuda.device_of(hidden):
+        for with_kl, index in groups:
             if with_kl and ref_hidden is None:
                 raise ValueError(NO_REFERENCE)
             index = index.to(device, non_blocking=True)
@@ -76,6 +76,7 @@ def score_loss_op(
                     chunked.add_weight_gradient(grad_weight, dz, rows.hidden, multiplied_in)
                 if gradients[2]:
                     grad_bias += dz.sum(0, dtype=dtype)
+            del buffers, dz, found  # before the next group makes its own
     return _in_their_dtypes([loss, *outputs], weight, bias)
 
 
@@ -89,7 +90,7 @@ def _groups(pg_coef: Tensor, kl_coef: Tensor) -> list[tuple[bool, Tensor]]:
 def _outputs(hidden: Tensor, weight: Tensor, skip: float, gradients: list[bool]) -> list[Tensor]:
     """loss, statistics, grad_hidden, grad_weight, grad_bias, as they are when no row is active."""
     dtype = chunked.accumulation_dtype(hidden.dtype)
-    n, (v, d) = len(hidden), weight.shape
+    n, (v, d) = hidden.shape[0], weight.shape  # not len(): n may be symbolic
     lengths = [n, n, n, n, n if skip else 0]  # of STATISTICS
     of_hidden, of_weight, of_bias = gradients
     return [
@@ -131,12 +132,14 @@ def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     ctx.save_for_backward(*output[-3:])
 
 
-@once_differentiable
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
         return (None,) * 13
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError("score_loss is differentiable once: its gradient is not a function of its inputs any more")
+    # The factor is not rounded to 16 bit: it may be a GradScaler's 65536, or 1 / 771.
     of_hidden, of_weight, of_bias = (
-        grad * grad_loss.to(grad.dtype) if wanted else None
+        (grad.to(grad_loss.dtype) * grad_loss).to(grad.dtype) if wanted else None
         for wanted, grad in zip(ctx.wanted, ctx.saved_tensors, strict=True)
     )
     return of_hidden, None, of_weight, None, None, None, of_bias, *(None,) * 6

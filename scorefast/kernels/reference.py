@@ -50,7 +50,9 @@ def score_loss(
     """See `scorefast.kernels.score_loss`. Holds several (N, V) tensors."""
     with_kl = kl_coef != 0
     active = with_kl | (pg_coef != 0)
-    targets = targets.masked_fill(~active, 0)
+    targets = targets.masked_fill(~active, 0)  # idle rows may hold anything
+    hidden = hidden.masked_fill(~active[:, None], 0)
+    ref_hidden = None if ref_hidden is None else ref_hidden.masked_fill(~active[:, None], 0)
     logps = log_softmax_head(hidden, weight, softcap, temperature, bias)  # (N, V)
     probs = logps.exp()
     logp = logps.gather(-1, targets[:, None]).squeeze(-1)  # (N,)
@@ -63,7 +65,8 @@ def score_loss(
         ref_logp = ref_logps.gather(-1, targets[:, None]).squeeze(-1)
         loss = loss + (kl_coef * kl).sum()
         kl, ref_logp = _only(with_kl, kl), _only(with_kl, ref_logp)
-    entropy = -(probs * logps).sum(-1)
+    with torch.no_grad():
+        entropy = -(probs * logps).sum(-1)
     return loss, ScoreStats(_only(active, logp), ref_logp, kl, _only(active, entropy))
 
 

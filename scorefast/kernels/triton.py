@@ -1,10 +1,10 @@
 """The fused loss's kernels for CUDA: one sweep over the vocabulary for both models, one pass to dz, one matmul.
 
 `_sweep` multiplies a tile of the head with both models' hidden states at once (the tile is read once), reduces the
-tile to a few numbers a row in registers, and stores what the gradient needs: e = exp(z - max of the tile) * (1 - x^2)
-and d = z - z_ref, in the hidden states' dtype. Tiles are then combined into the rows' statistics, `_dz` turns e and d
-into dz in place, and dz @ W is a plain matmul, or `_skipping_matmul`, which leaves out tiles of little weight.
-Nothing here synchronises with the device.
+tile to a few numbers a row in registers, and stores in the hidden states' dtype what the gradient needs:
+e = exp(z - max of the tile) * (1 - x^2), and d = z - z_ref minus its mean in the tile. Tiles are then combined into
+the rows' statistics, `_dz` turns e and d into dz in place, and dz @ W is a plain matmul, or `_skipping_matmul`, which
+leaves out tiles of little weight. Nothing here synchronises with the device.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ class Tile:
     stages: int
 
 
-def tile_for(capability: tuple[int, int], dtype: torch.dtype) -> Tile:
+def tile_for(capability: tuple[int, int], dtype: torch.dtype, depth: int = 16) -> Tile:
     """As deep a pipeline as fits a block's shared memory: 163 KB on sm_80, 227 on sm_90 and sm_100, else 99.
 
     Two accumulators of 64 x 128 are the most whose epilogue stays in registers; see benchmarks/results/kernels.md.
     """
-    if dtype.itemsize == 4:  # exact float32 multiplication, without tensor cores
+    if dtype.itemsize == 4 or depth % 16:  # exact float32 multiplication, or rows that no vector load can take
         return Tile(rows=32, vocabulary=64, depth=32, warps=4, stages=2)
     large = capability in ((8, 0), (9, 0), (10, 0))
     return Tile(rows=64, vocabulary=128, depth=64, warps=8, stages=4 if large else 3)
 
 
-def skip_depth(dtype: torch.dtype) -> int:
+def skip_depth(dtype: torch.dtype, depth: int = 16) -> int:
     """Columns of W that a program of _skipping_matmul multiplies with."""
-    return 64 if dtype.itemsize == 4 else 128
+    return 64 if dtype.itemsize == 4 or depth % 16 else 128
 
 
-def _tile(hidden: Tensor) -> Tile:
+def _tile(like: Tensor, depth: int) -> Tile:
     if INTERPRETED:
         return Tile(rows=64, vocabulary=512, depth=256, warps=4, stages=1)
-    return tile_for(torch.cuda.get_device_capability(hidden.device), hidden.dtype)
+    return tile_for(torch.cuda.get_device_capability(like.device), like.dtype, depth)
 
 
 def bytes_per_row(rows: Rows, vocabulary: int) -> int:
     """e and d, and six float32 a tile."""
     stored = 1 if rows.ref_hidden is None else 2
-    tiles = triton.cdiv(vocabulary, _tile(rows.hidden).vocabulary)
+    tiles = triton.cdiv(vocabulary, _tile(rows.hidden, rows.hidden.shape[1]).vocabulary)
     return vocabulary * stored * rows.hidden.dtype.itemsize + tiles * 6 * 4
 
 
@@ -79,10 +79,10 @@ def statistics_and_dz(rows: Rows, head: Head, buffers: list[Tensor], *, gradient
     (c, depth), v = hidden.shape, len(weight)
     scale = 1.0 if head.softcap is None else head.softcap / head.temperature
     divisor = head.temperature if head.softcap is None else head.softcap
-    tile = _tile(hidden)
+    tile = _tile(hidden, depth)
     tiles = triton.cdiv(v, tile.vocabulary)
-    parts = hidden.new_empty(6, c, tiles, dtype=torch.float32)
-    of_target = hidden.new_empty(3, c, dtype=torch.float32)
+    parts = hidden.new_empty(c, 6, tiles, dtype=torch.float32)
+    of_target = hidden.new_full((3, c), torch.nan, dtype=torch.float32)  # what a target out of range leaves as it is
     targets = rows.targets.contiguous()
     e, d = buffers[0][:c], buffers[-1][:c]
     _sweep[(triton.cdiv(c, tile.rows) * tiles,)](
@@ -100,11 +100,10 @@ def statistics_and_dz(rows: Rows, head: Head, buffers: list[Tensor], *, gradient
     at_target = pg * stats.logp.expm1()  # p - 1 without cancellation
     if mean_d is not None:
         at_target = at_target + kl_coef * stats.logp.exp() * (of_target[2] - mean_d)
-        pg = pg - kl_coef * mean_d
     at_target = at_target / head.temperature
     if head.softcap is not None:
         at_target = at_target * (1 - (of_target[0] / scale) ** 2)
-    per_row = torch.stack((peak, pg * factor, kl_coef * factor, at_target))
+    per_row = torch.stack((peak, pg * factor, kl_coef * factor, at_target, peak if mean_d is None else mean_d))
     group = triton.next_power_of_2(tiles) if INTERPRETED else max(1, DZ_COLUMNS // tile.vocabulary)
     _dz[(c, triton.cdiv(tiles, group))](
         e, d, parts, per_row, targets, c, v, tiles,
@@ -114,8 +113,8 @@ def statistics_and_dz(rows: Rows, head: Head, buffers: list[Tensor], *, gradient
 
 
 def _combine(parts: Tensor, of_target: Tensor, with_ref: bool) -> tuple[TokenStats, Tensor, Tensor, Tensor | None]:
-    """(6, C, tiles) -> statistics of the rows; max z, sum exp(z - max), and the mean of d = z - z_ref under p."""
-    peak_t, sum_t, sum_z_t, ref_peak_t, ref_sum_t, sum_d_t = parts
+    """(C, 6, tiles) -> statistics of the rows; max z, sum exp(z - max), and the mean of d = z - z_ref under p."""
+    peak_t, sum_t, sum_z_t, ref_peak_t, ref_sum_t, mean_d_t = parts.unbind(1)
     peak, share, total = _log_sum_exp(peak_t, sum_t)
     logp = of_target[0] - peak - total.log()
     mean_z = (share * (sum_z_t + sum_t * (peak_t - peak[:, None]))).sum(1) / total  # of z - peak
@@ -125,7 +124,7 @@ def _combine(parts: Tensor, of_target: Tensor, with_ref: bool) -> tuple[TokenSta
     ref_peak, _, ref_total = _log_sum_exp(ref_peak_t, ref_sum_t)
     ref_logp = of_target[1] - ref_peak - ref_total.log()
     level = peak - ref_peak + (total / ref_total).log()
-    mean_d = (share * sum_d_t).sum(1) / total
+    mean_d = (share * sum_t * mean_d_t).sum(1) / total
     return TokenStats(logp, entropy, ref_logp, mean_d - level), peak, total, mean_d
 
 
@@ -145,11 +144,11 @@ def hidden_gradient_skipping(dz: Tensor, head: Head, skip: float) -> tuple[Tenso
     """
     c, v = dz.shape
     weight = head.weight
-    width = _tile(dz).vocabulary
+    width = _tile(dz, weight.shape[1]).vocabulary
     share = tile_shares(dz, width)  # (C, tiles)
     order, kept = choose_tiles(share, skip)
     out = dz.new_empty(c, weight.shape[1], dtype=torch.float32)
-    depth = skip_depth(dz.dtype)
+    depth = skip_depth(dz.dtype, weight.shape[1])
     _skipping_matmul[(triton.cdiv(weight.shape[1], depth), len(kept))](
         dz, weight, order, kept, out, c, v, weight.shape[1], order.shape[1],
         ROWS=SKIP_ROWS, VOCABULARY=width, DEPTH=depth, WIDEN=INTERPRETED, num_warps=SKIP_WARPS, num_stages=SKIP_STAGES,
@@ -176,13 +175,15 @@ def choose_tiles(share: Tensor, skip: float) -> tuple[Tensor, Tensor]:
     padded = torch.nn.functional.pad(share, (0, 0, 0, blocks * SKIP_ROWS - len(share)))
     weight, order = padded.view(blocks, SKIP_ROWS, -1).amax(1).sort(1, descending=True)
     from_here_on = weight.double().flip(1).cumsum(1).flip(1)  # what would be lost from this tile on
-    return order, (from_here_on > skip).sum(1)
+    return order, (~(from_here_on <= skip)).sum(1)  # NaN stays
 
 
 @triton.jit
 def _tanh(x):
     t = tl.exp(-2 * tl.abs(x))
-    return tl.where(x < 0, -1.0, 1.0) * (1 - t) / (1 + t)
+    far = tl.where(x < 0, -1.0, 1.0) * (1 - t) / (1 + t)
+    s = x * x
+    return tl.where(s < 0.0225, x * (1 + s * (-1 / 3 + s * (2 / 15 - s * 17 / 315))), far)  # 1 - t cancels near 0
 
 
 @triton.jit
@@ -238,11 +239,9 @@ def _sweep(
     if CAPPED:
         p = _tanh(p)
     y = tl.load(y_ptr + rows, mask=row_ok, other=0)
-    y = (y - first_column).to(tl.int32)
-    at_target = column[None, :] == y[:, None]
-    has_target = row_ok & (y >= 0) & (y < VOCABULARY)
-    part = rows.to(tl.int64) * TILES + tile
-    size = C.to(tl.int64) * TILES
+    has_target = row_ok & (y >= first_column) & (y < tl.minimum(first_column + VOCABULARY, V))
+    at_target = column[None, :] == tl.where(has_target, y - first_column, -1).to(tl.int32)[:, None]
+    part = rows.to(tl.int64) * 6 * TILES + tile
     begin = first_row.to(tl.int64) * V + first_column
     into = row[:, None] * V + column[None, :]
     ok = row_ok[:, None] & column_ok[None, :]
@@ -251,9 +250,9 @@ def _sweep(
     peak = tl.max(z, 1)
     e = tl.exp(z - peak[:, None])
     tl.store(parts_ptr + part, peak, mask=row_ok)
-    tl.store(parts_ptr + size + part, tl.sum(e, 1), mask=row_ok)
+    tl.store(parts_ptr + TILES + part, tl.sum(e, 1), mask=row_ok)
     # p * scale, not z: no infinity times zero in the columns that do not exist
-    tl.store(parts_ptr + 2 * size + part, tl.sum(e * (p * scale - peak[:, None]), 1), mask=row_ok)
+    tl.store(parts_ptr + 2 * TILES + part, tl.sum(e * (p * scale - peak[:, None]), 1), mask=row_ok)
     tl.store(of_target_ptr + rows, tl.sum(tl.where(at_target, p * scale, 0.0), 1), mask=has_target)
     if WITH_REF:
         q *= inverse
@@ -262,12 +261,16 @@ def _sweep(
         d = (p - q) * scale
         z = tl.where(column_ok[None, :], q * scale, -float("inf"))
         peak = tl.max(z, 1)
-        tl.store(parts_ptr + 3 * size + part, peak, mask=row_ok)
-        tl.store(parts_ptr + 4 * size + part, tl.sum(tl.exp(z - peak[:, None]), 1), mask=row_ok)
-        tl.store(parts_ptr + 5 * size + part, tl.sum(e * d, 1), mask=row_ok)
+        tl.store(parts_ptr + 3 * TILES + part, peak, mask=row_ok)
+        tl.store(parts_ptr + 4 * TILES + part, tl.sum(tl.exp(z - peak[:, None]), 1), mask=row_ok)
+        mean_d = tl.sum(e * d, 1) / tl.sum(e, 1)
+        tl.store(parts_ptr + 5 * TILES + part, mean_d, mask=row_ok)
         tl.store(of_target_ptr + C + rows, tl.sum(tl.where(at_target, q * scale, 0.0), 1), mask=has_target)
         tl.store(of_target_ptr + 2 * C + rows, tl.sum(tl.where(at_target, d, 0.0), 1), mask=has_target)
         if STORE:
+            d -= mean_d[:, None]  # what is left may be rounded to 16 bit: a common offset of the logits is gone
+            if d_ptr.dtype.element_ty == tl.float16:
+                d = tl.minimum(tl.maximum(d, -65504.0), 65504.0)
             tl.store(d_ptr + begin + into, d.to(d_ptr.dtype.element_ty), mask=ok)
     if STORE:
         if CAPPED:
@@ -288,10 +291,12 @@ def _dz(
     peak = tl.load(per_row_ptr + row)
     factor = tl.load(per_row_ptr + C + row)
     at_target = tl.load(per_row_ptr + 3 * C + row)
-    tile_peak = tl.load(parts_ptr + row * TILES + tiles, mask=tiles < TILES, other=0.0)
+    tile_peak = tl.load(parts_ptr + row * 6 * TILES + tiles, mask=tiles < TILES, other=0.0)
     e = tl.load(e_ptr + row * V + columns, mask=ok, other=0.0).to(tl.float32)
     if WITH_REF:
         d = tl.load(d_ptr + row * V + columns, mask=ok, other=0.0).to(tl.float32)
+        tile_d = tl.load(parts_ptr + (row * 6 + 5) * TILES + tiles, mask=tiles < TILES, other=0.0)
+        d += (tile_d - tl.load(per_row_ptr + 4 * C + row))[:, None]
         factor += tl.load(per_row_ptr + 2 * C + row) * d
     dz = e * tl.exp(tile_peak - peak)[:, None] * factor
     dz = tl.where(columns == tl.load(y_ptr + row), at_target, dz)
