@@ -83,8 +83,8 @@ def score_loss(
         targets: (N,) int64 token ids; any number where both coefficients are 0. One out of range is an IndexError
             on the CPU, a device-side assertion on CUDA, and a NaN with `triton`.
         pg_coef, kl_coef: (N,) float32 coefficients, constants for autograd. Rows where both are 0 cost nothing, rows
-            where kl_coef is 0 no reference pass. Finding those rows synchronises a CUDA device at the start, unless
-            the coefficients are on the CPU; the chunks after it do not.
+            where kl_coef is 0 no reference pass. Finding those rows synchronises a CUDA device once, before the first
+            product; nothing after it does.
         bias: (V,) of the output head, or None.
         softcap: the model's final-logit soft cap (30.0 in Gemma-2), or None.
         temperature: the sampling temperature, so that scores are those of the distribution sampled from.
@@ -134,12 +134,12 @@ def score_loss(
         hidden, ref_hidden = hidden.to(dtype), None if ref_hidden is None else ref_hidden.to(dtype)
     grad = torch.is_grad_enabled()
     gradients = [grad and t is not None and t.requires_grad for t in (hidden, weight, bias)]
-    loss, logp, ref_logp, kl, entropy, dropped, *_ = score_loss_op(
+    loss, *outputs = score_loss_op(
         hidden, ref_hidden, weight, targets, pg_coef, kl_coef, bias, softcap, temperature,
         impl, buffer_bytes or 0, skip, gradients,
     )  # fmt: skip
-    stats = [logp, ref_logp, kl, entropy, dropped]
-    logp, ref_logp, kl, entropy, dropped = (s.detach() for s in stats)
-    if ref_hidden is None:
-        return loss, ScoreStats(logp, None, None, entropy, dropped if skip else None)
-    return loss, ScoreStats(logp, ref_logp, kl, entropy, dropped if skip else None)
+    logp, ref_logp, kl, entropy, dropped, *_ = (t.detach() for t in outputs)
+    alone = ref_hidden is None
+    return loss, ScoreStats(
+        logp, None if alone else ref_logp, None if alone else kl, entropy, dropped if skip else None
+    )

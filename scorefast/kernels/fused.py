@@ -31,8 +31,7 @@ def score_loss_op(
 ) -> Nine:
     """(loss, logp, ref_logp, kl, entropy, dropped, grad_hidden, grad_weight, grad_bias)
 
-    `gradients` says which of the last three are wanted; the others come back empty. Where the coefficients live on
-    the CPU, or the device is one, nothing synchronises with the device.
+    `gradients` says which of the last three are wanted; the others come back empty.
     """
     kernels: Any = chunked
     if impl == "triton":
