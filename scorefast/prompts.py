@@ -1,13 +1,15 @@
 """From a question to token ids, and on to the second turn, through the tokenizer's own chat template.
 
-Text from data is data: questions and replies are encoded without special tokens, so `<end_of_turn>` inside a question
+Text from data is data: no question, reply or instruction yields a control token, so `<end_of_turn>` inside a question
 stays text. What the template puts around them is encoded as the template means it.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby, pairwise
 from typing import Any
 
 # The wording of the paper's mathematics prompt (arXiv 2409.12917, appendix), without its formatting demand.
@@ -17,35 +19,68 @@ CORRECTION = (
     "Please correct the error, if any, and rewrite the solution."
 )
 
-_USER, _REPLY, _AGAIN = "QuestionSlot", "ReplySlot", "CorrectionSlot"
+_SLOTS = ["QuestionSlot", "ReplySlot", "CorrectionSlot"]
 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """A chat template taken apart once: token ids are joined from its pieces, replies stay exactly as sampled."""
+    """A chat template taken apart once: token ids are joined from its pieces, replies stay exactly as sampled.
+
+    Raises ValueError, one line, for a template that cannot be taken apart.
+    """
 
     tokenizer: Any  # a transformers fast tokenizer with a chat template
     correction: str = CORRECTION
 
+    def __post_init__(self) -> None:
+        _ = self._closing  # what is wrong with a template shows here, not in the first rollout
+
+    def _unfit(self, what: str) -> ValueError:
+        return ValueError(f"{self.tokenizer.name_or_path or 'tokenizer'}: its chat template {what}")
+
     @cached_property
     def _pieces(self) -> tuple[tuple[int, ...], ...]:
         """Ids before the question, between question and reply, between reply and next user turn, and after that."""
-        turns = [
-            {"role": "user", "content": _USER},
-            {"role": "assistant", "content": _REPLY},
-            {"role": "user", "content": _AGAIN},
-        ]
-        text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        before, rest = text.split(_USER)
-        ask, rest = rest.split(_REPLY)
-        between, after = rest.split(_AGAIN)
-        pieces = (before, ask, between, after)
+        turns = [{"role": r, "content": c} for r, c in zip(("user", "assistant", "user"), _SLOTS, strict=True)]
+        try:
+            text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template is a program: it can raise anything
+            raise self._unfit(f"fails on user, assistant, user: {' '.join(str(error).split())}") from error
+        slots = "|".join(_SLOTS)
+        if re.findall(slots, text) != _SLOTS:
+            raise self._unfit("does not write each message once, unchanged and in order")
+        pieces = re.split(slots, text)
         return tuple(tuple(self.tokenizer(piece, add_special_tokens=False).input_ids) for piece in pieces)
+
+    @cached_property
+    def _control(self) -> frozenset[int]:
+        """Ids that text must not yield: special tokens, and added tokens that the template writes.
+
+        Many ChatML models have `<|im_end|>`, and Qwen `<tool_call>`, as added tokens without the special flag. The
+        template's source counts too, for what it writes in other conversations. White space (Gemma adds a token for
+        a line break) and single characters control nothing.
+        """
+        written = {token for piece in self._pieces for token in piece}
+        source = self.tokenizer.get_chat_template()
+        control = set(self.tokenizer.all_special_ids)
+        for token, added in self.tokenizer.added_tokens_decoder.items():
+            if added.special or (len(added.content.strip()) > 1 and (token in written or added.content in source)):
+                control.add(token)
+        return frozenset(control)
+
+    @cached_property
+    def _closing(self) -> tuple[int, ...]:
+        """What the template puts after a reply, up to and including its first control token."""
+        between = self._pieces[2]
+        for position, token in enumerate(between):
+            if token in self._control:
+                return between[: position + 1]
+        raise self._unfit("closes a reply with no special or added token")
 
     @property
     def end_of_turn(self) -> int:
-        """The token that closes a reply: the first one the template puts after it."""
-        return self._pieces[2][0]
+        """The token that closes a reply: the first control token the template puts after it."""
+        return self._closing[-1]
 
     @property
     def end_tokens(self) -> set[int]:
@@ -54,7 +89,16 @@ class ChatFormat:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: markers such as `<end_of_turn>` in it do not become control tokens."""
-        return self.tokenizer(text.strip(), add_special_tokens=False, split_special_tokens=True).input_ids
+        return self._encode(text.strip())
+
+    def _encode(self, text: str) -> list[int]:
+        """Where the tokenizer saw a control token (one not flagged special), the text is cut inside it, and again."""
+        coded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        seen = zip(coded.input_ids, coded.offset_mapping, strict=True)
+        cuts = [(start + end) // 2 for token, (start, end) in seen if token in self._control and end - start > 1]
+        if not cuts:
+            return coded.input_ids
+        return [token for start, end in pairwise([0, *cuts, len(text)]) for token in self._encode(text[start:end])]
 
     def first_turn(self, question: str) -> list[int]:
         """Ids of the question up to where the first attempt begins."""
@@ -68,12 +112,25 @@ class ChatFormat:
         """
         _, _, between, after = self._pieces
         closed = bool(reply) and reply[-1] == self.end_of_turn
-        return [*between[1 if closed else 0 :], *self.encode(self.correction if user is None else user), *after]
+        rest = between[len(self._closing) if closed else 0 :]
+        return [*rest, *self.encode(self.correction if user is None else user), *after]
 
     def reply(self, text: str) -> list[int]:
         """Ids of a whole reply with its closing token, as a model would sample it."""
-        return [*self.encode(text), self.end_of_turn]
+        return [*self.encode(text), *self._closing]
 
     def decode(self, reply: list[int]) -> str:
-        """The text of a reply, without its closing token."""
-        return self.tokenizer.decode(reply, skip_special_tokens=True).strip()
+        """The text of a reply, without special tokens and what closes it, be that flagged special or not."""
+        ends = self.end_tokens
+        ids = [token for token in reply if token not in ends]
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def render(self, ids: list[int]) -> list[tuple[str, bool]]:
+        """The ids as a model sees them: text (False), and every control token by itself (True)."""
+        shown: list[tuple[str, bool]] = []
+        for control, run in groupby(ids, key=self._control.__contains__):
+            if control:
+                shown += [(token, True) for token in self.tokenizer.convert_ids_to_tokens(list(run))]
+            else:
+                shown.append((self.tokenizer.decode(list(run), clean_up_tokenization_spaces=False), False))
+        return shown
