@@ -85,7 +85,8 @@ class TextChunks(BaseStreamer):
         if not self.prompt_seen:
             self.prompt_seen = True
             return
-        self.ids += value.flatten().tolist()
+        ends = self.policy.chat.end_tokens
+        self.ids += [token for token in value.flatten().tolist() if token not in ends]
         text = self.policy.tokenizer.decode(self.ids, skip_special_tokens=True)
         if not text.endswith("\ufffd") and text.startswith(self.shown):
             self.on_text(text[len(self.shown) :])

@@ -8,9 +8,10 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
 import typer
 from rich.console import Console
@@ -25,7 +26,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-DataOption = Annotated[str, typer.Option("--data", help="CSV, JSONL or Parquet file, or a folder made by `prepare`.")]
+SOURCES = "CSV, TSV, JSON, JSONL or Parquet file (also .gz, .zst), a folder of them, or hub:owner/name"
+DataOption = Annotated[str, typer.Option("--data", help=f"{SOURCES}; or a folder made by `prepare`.")]
+ColumnsOption = Annotated[
+    str | None, typer.Option("--columns", help="Your names for ours, e.g. question=problem,correct_answer=answer.")
+]
+OnErrorOption = Annotated[
+    str | None, typer.Option("--on-error", help="stop (at more than 1 % bad rows; the default) or skip.")
+]
+RewardOption = Annotated[
+    str | None, typer.Option("--reward", help="module:function with TRL's signature, instead of the grader's 0 or 1.")
+]
+GraderOption = Annotated[
+    str | None, typer.Option("--grader", help="auto, numeric, math, exact, choice or contains; default: the recipe's.")
+]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A .yaml file or the name of a shipped recipe.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key, e.g. stage2.alpha=5.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Folder to make; default: a new one under runs/.")]
@@ -64,40 +78,93 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 @app.command()
 def prepare(
-    source: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet file.")],
+    source: Annotated[str, typer.Argument(help=f"{SOURCES}.")],
     out: OutOption = None,
+    columns: ColumnsOption = None,
+    on_error: OnErrorOption = None,
+    against: Annotated[str | None, typer.Option("--against", help="Leave out what stands in this benchmark.")] = None,
+    sample_from: Annotated[
+        str | None,
+        typer.Option("--sample-first-attempts", help="Checkpoint (or `base`) that writes missing original answers."),
+    ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Also write report.html into the folder.")] = False,
     recipe: RecipeOption = "auto",
     set_: SetOption = None,
+    grader: GraderOption = None,
+    seed: SeedOption = None,
     dry_run: DryRunOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Read, check and split SOURCE; measure it in tokens; write Parquet files and a manifest."""
-    from scorefast.data import load_dataset, token_lengths, write_prepared
-    from scorefast.runs import claim_run
+    """Read, check, deduplicate and split SOURCE; measure it in tokens; write Parquet files and a manifest."""
+    from scorefast import runs
+    from scorefast.data import is_prepared, source_files
+    from scorefast.prepare import prepare as prepare_
 
     console = _console(quiet)
-    settings = _recipe(recipe, set_, None, console)
-    dataset = load_dataset(source, settings.data)
-    if not Path(source).is_file():
+    if is_prepared(source):
         raise UserError(f"{source}: already prepared; give the file it was made from")
+    writer = runs.open_checkpoint(sample_from) if sample_from not in (None, "base") else None
+    settings = _recipe(recipe, [*(set_ or []), *_data_flags(columns, on_error, grader)], seed, console, writer)
+    for name in (source, against):
+        if name and not is_prepared(name):
+            source_files(name)
     if dry_run:
-        _print_plan(console, settings, f"split {dataset}")
+        _print_plan(console, settings, f"prepare {source}")
         return
-    folder = claim_run(out, "data")
+    runs.require_free(out)
     with _work(console, settings):
-        from scorefast.model import load_tokenizer
-        from scorefast.prompts import ChatFormat
+        from scorefast.model import chat_format
 
-        try:
-            chat = ChatFormat(load_tokenizer(settings.model.name), settings.prompt.correction)
-            lengths = token_lengths(dataset, chat)
-        except UserError as error:
-            console.print(f"token lengths not measured: {error}")
-            lengths = None
-    manifest = write_prepared(dataset, settings.data, folder, lengths)
-    for key in ("rows_read", "rows_kept", "dropped", "splits", "token_lengths"):
-        console.print(f"{key}: {json.dumps(manifest[key])}")
+        chat, fill = None, None
+        if sample_from is None:
+            try:
+                chat = chat_format(settings)
+            except UserError as error:
+                console.print(f"token lengths not measured: {error}")
+        else:
+            from scorefast.evaluate import first_attempt_writer
+            from scorefast.model import load_policy
+
+            policy = load_policy(settings, writer)
+            chat = policy.chat
+            fill = first_attempt_writer(policy, settings, writer.name if writer else settings.model.name)
+        folder = runs.claim_run(out, "data")
+        with _byte_progress(console) as progress:
+            done = prepare_(
+                source, settings, folder, against=against, chat=chat, fill=fill, note=console.print, progress=progress
+            )
+        from scorefast import report as report_
+
+        report_.print_prepared(console, done)
+        if report:
+            report_.write_data_report(done, settings, folder / "report.html")
+            console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
     print(folder)
+
+
+@app.command()
+def grade(
+    file: Annotated[
+        str, typer.Argument(help="JSONL of objects with answer, reference and, if known, label; - is stdin.")
+    ],
+    grader: GraderOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Grade each line of FILE: the same objects with `correct` and `score` on stdout, agreement with labels on stderr.
+
+    A line may name its own `grader`, and the `question` that was asked.
+    """
+    from scorefast import report
+    from scorefast.grading import grade_lines
+
+    console = _console(quiet)
+    graded = []
+    for number, row in grade_lines(file, _grader_name(grader)):
+        print(json.dumps(row, ensure_ascii=False))
+        graded.append((number, row))
+    if not graded:
+        raise UserError(f"{file}: no line to grade")
+    report.print_agreement(console, graded)
 
 
 @app.command()
@@ -108,12 +175,17 @@ def stage1(
     set_: SetOption = None,
     out: OutOption = None,
     seed: SeedOption = None,
+    columns: ColumnsOption = None,
+    on_error: OnErrorOption = None,
+    grader: GraderOption = None,
+    reward: RewardOption = None,
     resume: ResumeOption = False,
     dry_run: DryRunOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Stage I: reward the second attempt while the first is held near the original model."""
-    _stage("stage1", data, from_, recipe, set_, out, seed, resume, dry_run, quiet)
+    flags = _data_flags(columns, on_error, grader, reward)
+    _stage("stage1", data, from_, recipe, [*(set_ or []), *flags], out, seed, resume, dry_run, quiet)
 
 
 @app.command()
@@ -124,12 +196,17 @@ def stage2(
     set_: SetOption = None,
     out: OutOption = None,
     seed: SeedOption = None,
+    columns: ColumnsOption = None,
+    on_error: OnErrorOption = None,
+    grader: GraderOption = None,
+    reward: RewardOption = None,
     resume: ResumeOption = False,
     dry_run: DryRunOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Stage II: on-policy reinforcement learning of both attempts, the second one's reward shaped by improvement."""
-    _stage("stage2", data, from_, recipe, set_, out, seed, resume, dry_run, quiet)
+    flags = _data_flags(columns, on_error, grader, reward)
+    _stage("stage2", data, from_, recipe, [*(set_ or []), *flags], out, seed, resume, dry_run, quiet)
 
 
 def _stage(
@@ -137,7 +214,7 @@ def _stage(
     data: str,
     from_: str | None,
     recipe: str,
-    set_: list[str] | None,
+    set_: list[str],
     out: Path | None,
     seed: int | None,
     resume: bool,
@@ -146,6 +223,7 @@ def _stage(
 ) -> None:
     from scorefast import runs
     from scorefast.data import content_sha256, load_dataset
+    from scorefast.prepare import DROPPED, write_dropped
 
     console = _console(quiet)
     if not resume and _rank() == 0:
@@ -163,7 +241,7 @@ def _stage(
         if out is None:
             raise UserError("--resume: name the run to continue with --out")
         if recipe != "auto" or set_ or seed is not None:
-            raise UserError("--resume continues with the run's own recipe: drop --recipe, --set and --seed")
+            raise UserError("--resume continues with the run's own recipe: give no flag but --data, --from and --out")
         settings = runs.reopen_run(out, facts)
     else:
         settings = _recipe(recipe, set_, seed, console, start)
@@ -172,7 +250,8 @@ def _stage(
         if start.is_adapter != (settings.model.tuning == "lora"):
             kind = "an adapter" if start.is_adapter else "a whole model"
             raise UserError(f"{start.path}: is {kind}, but model.tuning is {settings.model.tuning}")
-    dataset = load_dataset(data, settings.data)
+    dataset = load_dataset(data, settings.data, console.print)
+    _say_what_was_read(console, dataset, settings)
     with _work(console, settings):
         from scorefast.model import resolve_backend
         from scorefast.stages import Interrupted, StageRun, check_lengths, check_stage, resolve_loss, run_stage
@@ -188,6 +267,8 @@ def _stage(
             out = runs.claim_run(out, section)
             chosen = {"backend": resolve_backend(settings.model), "loss": resolve_loss(settings)}
             runs.start_run(out, settings, facts | chosen)
+            if dataset.dropped_rows:
+                write_dropped(dataset.dropped_rows, out / DROPPED)
         if out is None:
             raise UserError("several processes: name the run's folder with --out")
         try:
@@ -216,6 +297,9 @@ def eval_(
     data: DataOption,
     recipe: RecipeOption = "auto",
     set_: SetOption = None,
+    columns: ColumnsOption = None,
+    on_error: OnErrorOption = None,
+    grader: GraderOption = None,
     split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
     probe: Annotated[bool, typer.Option("--probe", help="Also: does turn 2 read turn 1? (see README)")] = False,
     out: OutOption = None,
@@ -230,13 +314,15 @@ def eval_(
 
     console = _console(quiet)
     opened = [None if text == "base" else runs.open_checkpoint(text) for text in checkpoints]
-    settings = _recipe(recipe, set_, seed, console, next((c for c in opened if c is not None), None))
+    flags = _data_flags(columns, on_error, grader)
+    settings = _recipe(recipe, [*(set_ or []), *flags], seed, console, next((c for c in opened if c), None))
     for checkpoint in opened:
         if checkpoint is not None:
             runs.require_same_terms(checkpoint, settings)
     if split not in SPLITS:
         raise UserError(f"--split {split}: expected one of {', '.join(SPLITS)}")
-    dataset = load_dataset(data, settings.data)
+    dataset = load_dataset(data, settings.data, console.print)
+    _say_what_was_read(console, dataset, settings)
     examples = dataset.split(split, "evaluation")[: settings.eval.max_questions]
     runs.require_free(out)
     if dry_run:
@@ -300,6 +386,58 @@ def _recipe(source: str, set_: list[str] | None, seed: int | None, console: Cons
         source = _recipe_for_this_machine()
     console.print(f"recipe: {source}")
     return load_recipe(source, overrides)
+
+
+def _data_flags(
+    columns: str | None, on_error: str | None, grader: str | None = None, reward: str | None = None
+) -> list[str]:
+    """Flags that are short for `--set`."""
+    overrides = []
+    for pair in (columns or "").split(","):
+        ours, equals, theirs = pair.partition("=")
+        if equals and ours.strip() and theirs.strip():
+            overrides.append(f"data.columns.{ours.strip()}={json.dumps(theirs.strip())}")
+        elif columns is not None:
+            raise UserError(f"--columns {columns}: expected ours=yours,..., for example question=problem")
+    if on_error is not None:
+        overrides.append(f"data.on_error={on_error}")
+    if grader is not None:
+        overrides.append(f"reward.grader={_grader_name(grader)}")
+    return overrides + ([f"reward.function={json.dumps(reward)}"] if reward is not None else [])
+
+
+def _grader_name(text: str | None) -> Any:
+    from scorefast.recipe import GraderName
+
+    names = get_args(GraderName)
+    if text is not None and text not in names:
+        raise UserError(f"--grader {text}: expected one of {', '.join(names)}")
+    return text or "auto"
+
+
+def _say_what_was_read(console: Console, dataset: Any, settings: Recipe) -> None:
+    from scorefast.grading import auto_grader
+
+    for reason, count in dataset.dropped.items():
+        first = next((row for row in dataset.dropped_rows if row.reason == reason), None)
+        where = f" (first: {first.file}:{first.line})" if first and first.line else ""
+        console.print(f"left out: {count} {reason}{where}", soft_wrap=True)
+    if settings.reward.grader == "auto":
+        chosen = Counter(
+            e.grader or auto_grader(e.correct_answer) for examples in dataset.splits.values() for e in examples
+        )
+        console.print(f"grader: auto, so {', '.join(f'{name} for {n} rows' for name, n in chosen.most_common())}")
+
+
+@contextlib.contextmanager
+def _byte_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes read, on a terminal."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("reading"), BarColumn(bar_width=20), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("reading")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _recipe_for_this_machine() -> str:

@@ -1,38 +1,63 @@
-"""Questions and answers in, checked and split examples out. Imports no torch.
+"""Rows in, checked and split examples out. Imports no torch.
 
 A row is `question, original_answer, correct_answer`; original_answer may be missing or blank (None then): on-policy
-methods sample their own first attempts. Which split a question belongs to follows from its text alone.
+methods sample their own first attempts. Which split a question belongs to follows from its text alone. Every row that
+is not used is counted by reason and kept to be shown: nothing vanishes.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
-from scorefast.recipe import Data, UserError
+import numpy as np
 
-if TYPE_CHECKING:
-    from scorefast.prompts import ChatFormat
+from scorefast.duplicates import near_duplicates, number_key
+from scorefast.recipe import Data, GraderName, UserError
+from scorefast.sources import BadRow, Row, read_rows, source_files
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+HELD_OUT_FIRST: tuple[Split, ...] = ("test", "validation", "train")
 COLUMNS = ("question", "original_answer", "correct_answer")
+OPTIONAL = ("grader", "original_answer_by")
 MANIFEST = "manifest.json"
+CHUNK = 4096  # rows looked at together
+TOLERATED = 0.01  # share of bad rows up to which reading goes on by itself
 
 
-@dataclass(frozen=True)
-class Example:
+class Example(NamedTuple):
+    """grader: of this row alone. original_answer_by: the model that wrote it, None for the source. extra: the source's
+    other columns, for reward functions."""
+
     id: str
     question: str
     original_answer: str | None
     correct_answer: str
+    grader: GraderName | None = None
+    original_answer_by: str | None = None
+    extra: Mapping[str, Any] | None = None
+
+
+class Dropped(NamedTuple):
+    """A row that is not used. bad: something is wrong with it (a repeated question is no fault of its row)."""
+
+    file: str
+    line: int | None
+    reason: str
+    row: Any
+    bad: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -43,6 +68,7 @@ class Dataset:
     rows_read: int
     dropped: dict[str, int]
     splits: dict[Split, list[Example]]
+    dropped_rows: tuple[Dropped, ...] = ()
 
     @property
     def rows_kept(self) -> int:
@@ -59,11 +85,17 @@ class Dataset:
 
 def normalized(text: str) -> str:
     """NFKC, case-folded, white space collapsed: two questions with the same normal form are the same question."""
+    if text.isascii():
+        return " ".join(text.lower().split())
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _digest(question: str) -> bytes:
-    return hashlib.sha256(normalized(question).encode()).digest()
+def _digest(normal_form: str) -> bytes:
+    return hashlib.sha256(normal_form.encode()).digest()
+
+
+def _position(digest: bytes) -> float:
+    return int.from_bytes(digest[:6], "big") * 2.0**-48
 
 
 def split_position(question: str) -> float:
@@ -71,88 +103,368 @@ def split_position(question: str) -> float:
 
     A split is an interval of it, so adding rows never moves a row from one split to another.
     """
-    return int.from_bytes(_digest(question)[:6], "big") / 2**48
+    return _position(_digest(normalized(question)))
 
 
 def split_of(question: str, settings: Data) -> Split:
     """test = [0, t), validation = [t, t + v), train = [t + v, 1) of `split_position`."""
-    position = split_position(question)
-    if position < settings.test_fraction:
+    return _split_at(split_position(question), settings.test_fraction, settings.validation_fraction)
+
+
+def _split_at(position: float, test: float, validation: float) -> Split:
+    if position < test:
         return "test"
-    return "validation" if position < settings.test_fraction + settings.validation_fraction else "train"
+    return "validation" if position < test + validation else "train"
 
 
-def load_dataset(source: str, settings: Data) -> Dataset:
-    """A CSV, JSONL or Parquet file, or a folder that `scorefast prepare` wrote with the same split fractions.
+def fractions(settings: Data) -> dict[str, float]:
+    return {"test_fraction": settings.test_fraction, "validation_fraction": settings.validation_fraction}
+
+
+# --- what a row means --------------------------------------------------------------------------------------------
+
+_CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+
+
+def _gsm8k(row: Mapping[str, Any]) -> dict[str, Any]:
+    answer = str(row.get("answer") or "")
+    if answer.strip() and "####" not in answer:
+        raise ValueError("answer has no final `#### n`")
+    return {"question": row.get("question"), "correct_answer": _CALCULATOR.sub("", answer)}
+
+
+def _math(row: Mapping[str, Any]) -> dict[str, Any]:
+    solution = str(row.get("solution") or "")
+    if solution.strip() and "\\boxed" not in solution:
+        raise ValueError("solution has no \\boxed answer")
+    return {"question": row.get("problem"), "correct_answer": solution}
+
+
+def _messages(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One exchange, or two: then the second question is a correction turn, and the first reply the original answer."""
+    messages = row.get("messages")
+    if isinstance(messages, str):
+        try:
+            messages = json.loads(messages)
+        except ValueError:
+            raise ValueError("messages are not JSON") from None
+    if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) and "role" in m for m in messages):
+        raise ValueError("messages are not a list of objects with role and content")
+    system = [str(m.get("content") or "") for m in messages if m["role"] == "system"]
+    turns = [m for m in messages if m["role"] != "system"]
+    roles = [m["role"] for m in turns]
+    if roles not in (["user", "assistant"], ["user", "assistant"] * 2):
+        raise ValueError(
+            f"messages go {', '.join(map(str, roles)) or 'nowhere'}; expected user, assistant once or twice"
+        )
+    contents = [m.get("content") for m in turns]
+    question = "\n\n".join([*system, str(contents[0] or "")])
+    return {
+        "question": question,
+        "original_answer": contents[1] if len(turns) > 2 else None,
+        "correct_answer": contents[-1],
+    }
+
+
+class Preset(NamedTuple):
+    needs: tuple[str, ...]
+    used: frozenset[str]
+    read: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None  # None: the columns have our names already
+
+
+PRESETS = {
+    "score": Preset(("question", "correct_answer"), frozenset(COLUMNS), None),
+    "gsm8k": Preset(("question", "answer"), frozenset(("question", "answer")), _gsm8k),
+    "math": Preset(("problem", "solution"), frozenset(("problem", "solution")), _math),
+    "messages": Preset(("messages",), frozenset(("messages",)), _messages),
+}
+
+
+def find_preset(file: str, columns: Iterable[str], settings: Data) -> Preset:
+    """How to read rows of these columns. Raises UserError naming the columns that are missing."""
+    found = [*columns, *settings.columns]
+    if wrong := [new for new in settings.columns if new not in (*COLUMNS, *OPTIONAL)]:
+        raise UserError(
+            f"columns: {wrong[0]}: expected one of {', '.join((*COLUMNS, *OPTIONAL))}, as in question=problem"
+        )
+    if missing := [old for old in settings.columns.values() if old not in found]:
+        raise UserError(f"{file}: has no column {missing[0]!r}; it has {', '.join(found)}")
+    if settings.preset != "auto":
+        preset = PRESETS[settings.preset]
+        if missing := [name for name in preset.needs if name not in found]:
+            raise UserError(
+                f"{file}: preset {settings.preset} needs the column {missing[0]}; it has {', '.join(found)}"
+            )
+        return preset
+    for preset in PRESETS.values():
+        if all(name in found for name in preset.needs):
+            return preset
+    known = "; ".join(f"{', '.join(p.needs)} ({name})" for name, p in PRESETS.items())
+    raise UserError(
+        f"{file}: has the columns {', '.join(found) or '(none)'}; expected {known}; "
+        "or name yours: --columns question=...,correct_answer=..."
+    )
+
+
+def parse_rows(
+    rows: Sequence[Mapping[str, Any]], preset: Preset, columns: Mapping[str, str]
+) -> tuple[list[tuple[Any, ...]], dict[int, str]]:
+    """Rows of one file as (question, original_answer, correct_answer, grader, original_answer_by, extra), texts
+    stripped; and by index the reason why a row cannot be used."""
+    problems: dict[int, str] = {}
+    if columns:
+        old = set(columns.values())
+        renamed = ({new: row.get(name) for new, name in columns.items()} for row in rows)
+        rows = [{k: v for k, v in row.items() if k not in old} | new for row, new in zip(rows, renamed, strict=True)]
+    read = rows if preset.read is None else [_read(preset.read, i, row, problems) for i, row in enumerate(rows)]
+    texts = [_texts([row.get(name) for row in read], name, problems) for name in COLUMNS]
+    for name, values in zip(COLUMNS, texts, strict=True):
+        if name != "original_answer" and not all(values):
+            for i, text in enumerate(values):
+                if not text:
+                    problems.setdefault(i, f"blank {name}")
+    optional: list[list[Any]] = [[None] * len(rows) for _ in OPTIONAL]
+    extras: list[dict[str, Any] | None] = [None] * len(rows)
+    if others := set().union(*rows) - preset.used:
+        optional = [_texts([row.get(name) for row in rows], name, problems) for name in OPTIONAL]
+        for i, grader in enumerate(optional[0]):
+            if grader and grader not in get_args(GraderName):
+                problems.setdefault(i, f"grader {grader!r} is none of {', '.join(get_args(GraderName))}")
+        if others := others - set(OPTIONAL):
+            extras = [{k: v for k, v in row.items() if k in others} for row in rows]
+    question, original, correct = texts
+    return list(zip(question, original, correct, *optional, extras, strict=True)), problems
+
+
+def _read(
+    read: Callable[[Mapping[str, Any]], Mapping[str, Any]], i: int, row: Mapping[str, Any], problems: dict[int, str]
+) -> Mapping[str, Any]:
+    try:
+        return read(row)
+    except ValueError as error:
+        problems[i] = str(error)
+        return {}
+
+
+def _texts(values: Sequence[Any], name: str, problems: dict[int, str]) -> list[str]:
+    if set(map(type, values)) == {str}:  # as nearly always: no call a cell
+        return [text if (text := value.strip()).isascii() else _seen(text) for value in values]
+    return [_text(value, name, i, problems) for i, value in enumerate(values)]
+
+
+def _text(value: Any, name: str, i: int, problems: dict[int, str]) -> str:
+    if isinstance(value, str):
+        return _seen(value.strip())
+    if value is None or value != value:  # NaN, as tables have it for nothing
+        return ""
+    if isinstance(value, Mapping | list | tuple | bytes):
+        problems.setdefault(i, f"{name} is a {type(value).__name__}, not text")
+        return ""
+    return str(value)
+
+
+def _seen(text: str) -> str:
+    """The text, or nothing where there is nothing to be seen: zero-width characters and the like."""
+    return text if len(text) > 50 or any(c.isprintable() and not c.isspace() for c in text) else ""
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Reading:
+    """One pass over a source's rows; what was read and dropped is counted as it goes."""
+
+    source: str
+    settings: Data
+    against: Mapping[bytes, str] = field(default_factory=dict)  # digests of questions that must not stand in the data
+    presets: dict[str, Preset] = field(default_factory=dict)  # by file
+    rows_read: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    bad: list[Dropped] = field(default_factory=list)  # the first few
+    bad_rows: int = 0
+
+    def __call__(
+        self,
+        note: Callable[[str], None] = lambda line: None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Iterator[tuple[Split, Example, int] | Dropped]:
+        """Each usable row with its split and `number_key`, each other one with the reason. Raises UserError naming file
+        and row."""
+        seen: dict[bytes, int] = {}
+        rows = read_rows(self.source, encoding=self.settings.encoding, note=note, progress=progress)
+        while chunk := list(islice(rows, CHUNK)):
+            self.rows_read += len(chunk)
+            for file, group in groupby(chunk, key=lambda row: None if isinstance(row, BadRow) else row.file):
+                if file is None:
+                    for row in group:
+                        yield self._drop(row.file, row.line, row.reason, row.raw, bad=True)  # type: ignore[union-attr]
+                else:
+                    yield from self._examples(file, list(group), seen)  # type: ignore[arg-type]
+        self._judge()
+
+    def _examples(
+        self, file: str, rows: list[Row], seen: dict[bytes, int]
+    ) -> Iterator[tuple[Split, Example, int] | Dropped]:
+        if file not in self.presets:
+            self.presets[file] = find_preset(file, rows[0].values, self.settings)
+        parsed, problems = parse_rows([row.values for row in rows], self.presets[file], self.settings.columns)
+        normal_forms = [normalized(row[0]) for row in parsed]
+        test, validation = self.settings.test_fraction, self.settings.validation_fraction
+        for i, (row, normal_form) in enumerate(zip(parsed, normal_forms, strict=True)):
+            if i in problems:
+                yield self._drop(file, rows[i].line, problems[i], rows[i].values, bad=True)
+                continue
+            question, original, correct, grader, author, extra = row
+            digest = _digest(normal_form)
+            key, answer = digest[:16], hash(correct)
+            if digest in self.against:
+                yield self._drop(file, rows[i].line, f"stands in {self.against[digest]}", rows[i].values)
+            elif key in seen:
+                reason = "repeated question" if seen[key] == answer else "repeated question with another correct_answer"
+                yield self._drop(file, rows[i].line, reason, rows[i].values)
+            else:
+                seen[key] = answer
+                split = _split_at(_position(digest), test, validation)
+                example = Example(
+                    digest[:8].hex(), question, original or None, correct, grader or None, author or None, extra
+                )
+                yield split, example, number_key(normal_form)
+
+    def _drop(self, file: str, line: int, reason: str, row: Any, bad: bool = False) -> Dropped:
+        dropped = Dropped(file, line, reason, row, bad)
+        self.dropped[reason] += 1
+        self.bad_rows += bad
+        if bad and len(self.bad) < 3:
+            self.bad.append(dropped)
+        return dropped
+
+    def _judge(self) -> None:
+        if not self.rows_read:
+            raise UserError(f"{self.source}: no usable row: it has no rows")
+        if self.bad_rows == self.rows_read:
+            raise UserError(f"{self.source}: no usable row: {self._shown()}")
+        if self.settings.on_error == "stop" and self.bad_rows > TOLERATED * self.rows_read:
+            raise UserError(
+                f"{self.source}: {self.bad_rows} of {self.rows_read} rows are bad, more than {TOLERATED:.0%}: "
+                f"{self._shown()}. Mend them, or leave them out with --on-error skip"
+            )
+
+    def _shown(self) -> str:
+        more = f"; and {self.bad_rows - len(self.bad)} more" if self.bad_rows > len(self.bad) else ""
+        return "; ".join(map(str, self.bad)) + more
+
+
+def load_dataset(source: str, settings: Data, note: Callable[[str], None] = lambda line: None) -> Dataset:
+    """Any source that `sources` reads, or a folder that `scorefast prepare` wrote with the same split fractions.
 
     Raises UserError naming the file, and the row or the columns where it can.
     """
-    path = Path(source)
-    if not path.exists():
-        raise UserError(f"{source}: no such file or folder")
-    if path.is_dir():
-        return _load_prepared(path, settings)
-    rows = list(_read_rows(path))
-    kept, dropped = _check_rows(rows)
-    if not kept:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
-        raise UserError(f"{source}: no usable row" + (f" ({reasons})" if reasons else ": the file has no rows"))
+    if is_prepared(source):
+        return _load_prepared(Path(source), settings)
+    reading = Reading(source, settings)
     splits: dict[Split, list[Example]] = {name: [] for name in SPLITS}
-    for example in kept:
-        splits[split_of(example.question, settings)].append(example)
-    return Dataset(source, len(rows), dict(dropped), splits)
+    keys: dict[Split, list[int]] = {name: [] for name in SPLITS}
+    dropped: list[Dropped] = []
+    for item in reading(note):
+        if isinstance(item, Dropped):
+            dropped.append(item)
+        else:
+            splits[item[0]].append(item[1])
+            keys[item[0]].append(item[2])
+    questions = {name: [e.question for e in splits[name]] for name in SPLITS}
+    leaks = find_leaks(questions, keys, settings.near_duplicates)
+    for name in SPLITS if leaks.dropped else ():
+        for e in splits[name]:
+            if found := leaks.dropped.get(normalized(e.question)):
+                reading.dropped[found[0]] += 1
+                dropped.append(Dropped(source, None, found[0], {"question": e.question, "nearly": found[1]}))
+        splits[name] = [e for e in splits[name] if normalized(e.question) not in leaks.dropped]
+    return Dataset(source, reading.rows_read, dict(reading.dropped), splits, tuple(dropped))
 
 
-def write_prepared(dataset: Dataset, settings: Data, out: Path, lengths: dict[str, Any] | None) -> dict[str, Any]:
-    """One Parquet file a split, then the manifest: a folder without one was not finished. Returns the manifest."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+@dataclass(frozen=True)
+class Leaks:
+    """dropped: normal form of a question -> (reason, the normal form that it nearly repeats). kept: pairs of near
+    duplicates within one split."""
 
-    out.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name in SPLITS:
-        columns = {"id": [e.id for e in dataset.splits[name]]}
-        columns |= {column: [getattr(e, column) for e in dataset.splits[name]] for column in COLUMNS}
-        schema = pa.schema([(column, pa.string()) for column in columns])
-        pq.write_table(pa.table(columns, schema=schema), out / f"{name}.parquet")
-        files[f"{name}.parquet"] = file_sha256(out / f"{name}.parquet")
-    manifest = {
-        "source": dataset.source,
-        "source_sha256": file_sha256(Path(dataset.source)),
-        "rows_read": dataset.rows_read,
-        "rows_kept": dataset.rows_kept,
-        "dropped": dataset.dropped,
-        "splits": {name: len(dataset.splits[name]) for name in SPLITS},
-        "split_fractions": settings.model_dump(),
-        "token_lengths": lengths,
-        "sha256": files,
-    }
-    (out / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return manifest
+    dropped: dict[str, tuple[str, str]]
+    kept: int
 
 
-def token_lengths(dataset: Dataset, chat: ChatFormat) -> dict[str, dict[str, int]]:
-    """Median, 95th percentile and maximum, in tokens, of the first prompt and of the answers that are there."""
-    examples = [e for name in SPLITS for e in dataset.splits[name]]
-    texts = {
-        "prompt": [len(chat.first_turn(e.question)) for e in examples],
-        "original_answer": [len(chat.reply(e.original_answer)) for e in examples if e.original_answer],
-        "correct_answer": [len(chat.reply(e.correct_answer)) for e in examples],
-    }
-    return {
-        name: {"p50": sorted(n)[len(n) // 2], "p95": sorted(n)[len(n) * 95 // 100], "max": max(n)}
-        for name, n in texts.items()
-        if n
-    }
+def find_leaks(
+    questions: Mapping[Split, Iterable[str]],
+    keys: Mapping[Split, Sequence[int]],
+    threshold: float,
+    against: Sequence[str] = (),
+    name: str = "",
+) -> Leaks:
+    """Near duplicates across splits, and of the questions of `against`: the copy nearer to training is to be dropped.
+
+    questions: by split, read only where a `number_key` of `keys` comes more than once. threshold: of the Jaccard
+    index; 0 looks for none.
+    """
+    if not threshold:
+        return Leaks({}, 0)
+    benchmark = f"question of {name}"
+    sources = {benchmark: against} | {f"{split} question": questions[split] for split in HELD_OUT_FIRST}
+    all_keys = np.array([number_key(normalized(q)) for q in against], dtype=np.int64)
+    all_keys = np.concatenate([all_keys, *(np.array(keys[split], dtype=np.int64) for split in HELD_OUT_FIRST)])
+    places: dict[int, str] = {}  # of the texts below, in order
+
+    def texts(wanted: np.ndarray) -> Iterator[str]:
+        everywhere = ((where, question) for where, asked in sources.items() for question in asked)
+        for i, (where, question) in enumerate(everywhere):
+            if wanted[i]:
+                places[i] = where
+                yield normalized(question)
+
+    dropped: dict[str, tuple[str, str]] = {}
+    kept = 0
+    for (i, earlier), (j, later) in near_duplicates(all_keys, texts, threshold):
+        if places[i] != places[j]:
+            dropped.setdefault(later, (f"near duplicate of a {places[i]}", earlier))
+        else:
+            kept += places[i] != benchmark
+    return Leaks(dropped, kept)
+
+
+def read_questions(source: str, settings: Data) -> list[str]:
+    """The questions of a benchmark to check against: any source with a question, problem or messages column."""
+    if is_prepared(source):
+        return [e.question for examples in _load_prepared(Path(source), None).splits.values() for e in examples]
+    found = []
+    for row in read_rows(source, encoding=settings.encoding):
+        if isinstance(row, Row):
+            name = next((n for n in (settings.columns.get("question"), "question", "problem") if n in row.values), None)
+            if name is None and "messages" in row.values:
+                found.append(str(_messages(row.values)["question"]))
+            elif name is None:
+                raise UserError(
+                    f"{source}: has no column question, problem or messages; it has {', '.join(row.values)}"
+                )
+            elif text := _text(row.values[name], "question", 0, {}):
+                found.append(text)
+    return found
+
+
+def digests(questions: Iterable[str], name: str) -> dict[bytes, str]:
+    return {_digest(normalized(question)): name for question in questions}
+
+
+# --- prepared folders --------------------------------------------------------------------------------------------
+
+
+def is_prepared(source: str) -> bool:
+    return (Path(source) / MANIFEST).is_file()
 
 
 def content_sha256(source: str) -> str:
-    """SHA-256 of a data file, or of a prepared folder's manifest (which holds those of its files)."""
-    path = Path(source)
-    path = path / MANIFEST if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    return file_sha256(path)
+    """SHA-256 of a source's files (of a prepared folder's manifest, which holds those of its files)."""
+    if is_prepared(source):
+        return file_sha256(Path(source) / MANIFEST)
+    hashes = [file_sha256(path) for path in source_files(source)]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
@@ -160,113 +472,37 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _load_prepared(folder: Path, settings: Data) -> Dataset:
+def as_columns(examples: Sequence[Example]) -> dict[str, list[str | None]]:
+    """Examples as they stand in a prepared Parquet file: texts all, `extra` as JSON."""
+    columns: dict[str, list[Any]] = dict(zip(Example._fields, map(list, zip(*examples, strict=True)), strict=False))
+    columns = columns or {name: [] for name in Example._fields}
+    columns["extra"] = [json.dumps(e, ensure_ascii=False, default=str) if e else None for e in columns["extra"]]
+    return columns
+
+
+def from_columns(row: Mapping[str, Any]) -> Example:
+    extra = row.get("extra")
+    return Example(**{**row, "extra": json.loads(extra) if extra else None})
+
+
+def _load_prepared(folder: Path, settings: Data | None) -> Dataset:
     import pyarrow.parquet as pq
 
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        expected, source, fractions = manifest["sha256"], manifest["source"], Data(**manifest["split_fractions"])
-    except FileNotFoundError:
-        raise UserError(f"{folder}: not a folder that `scorefast prepare` wrote (it has no {MANIFEST})") from None
-    except (ValueError, KeyError, TypeError):
+        expected, source, begun = manifest["sha256"], manifest["source"], manifest["split_fractions"]
+        rows_read, dropped = manifest["rows_read"], manifest["dropped"]
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder / MANIFEST}: not a manifest; run `scorefast prepare` again") from None
-    if fractions != settings:
+    if settings is not None and begun != fractions(settings):
+        shown = [", ".join(f"{k}={v}" for k, v in f.items()) for f in (begun, fractions(settings))]
         raise UserError(
-            f"{folder}: was prepared with {fractions}, the recipe in force says {settings}; prepare it again"
+            f"{folder}: was prepared with {shown[0]}, the recipe in force says {shown[1]}; prepare it again"
         )
     splits: dict[Split, list[Example]] = {}
     for name in SPLITS:
         path = folder / f"{name}.parquet"
         if not path.is_file() or file_sha256(path) != expected.get(path.name):
             raise UserError(f"{path}: missing or changed since it was prepared; run `scorefast prepare` again")
-        splits[name] = [Example(**row) for row in pq.read_table(path).to_pylist()]
-    return Dataset(f"{folder} (from {source})", manifest["rows_read"], manifest["dropped"], splits)
-
-
-def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise UserError(f"{path}: expected one of {', '.join(readers)} or a folder that `scorefast prepare` wrote")
-    try:
-        yield from reader(path)
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise UserError(f"{path}: not UTF-8 (byte {error.start} is 0x{byte:02x}); save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
-
-
-def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(2**31 - 1)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            _require_columns(path, reader.fieldnames)
-            for row in reader:
-                if None in row or None in row.values():
-                    cells = len(reader.fieldnames or [])
-                    raise UserError(f"{path}: line {reader.line_num}: this row has not the header's {cells} cells")
-                yield row
-        except csv.Error as error:
-            raise UserError(f"{path}: line {reader.reader.line_num}: {error}") from None
-
-
-def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}: line {number}: not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}: line {number}: expected an object")
-            _require_columns(path, row)
-            yield row
-
-
-def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not Parquet: {error}") from None
-    _require_columns(path, table.column_names)
-    yield from table.to_pylist()
-
-
-def _require_columns(path: Path, found: Iterable[str] | None) -> None:
-    names = list(found or [])
-    if not names:
-        raise UserError(f"{path}: the file is empty; expected the columns {', '.join(COLUMNS)}")
-    missing = [column for column in ("question", "correct_answer") if column not in names]
-    if missing:
-        raise UserError(f"{path}: missing column {' and '.join(missing)}; it has {', '.join(map(str, names))}")
-
-
-def _check_rows(rows: list[dict[str, Any]]) -> tuple[list[Example], Counter[str]]:
-    """Rows as examples; blank and repeated ones are dropped and counted by reason, the first of a repeat stays."""
-    kept: list[Example] = []
-    dropped: Counter[str] = Counter()
-    seen: set[str] = set()
-    for row in rows:
-        question, original, correct = (_text(row.get(column)) for column in COLUMNS)
-        if not question:
-            dropped["blank question"] += 1
-        elif not correct:
-            dropped["blank correct_answer"] += 1
-        elif normalized(question) in seen:
-            dropped["repeated question"] += 1
-        else:
-            seen.add(normalized(question))
-            kept.append(Example(_digest(question).hex()[:16], question, original or None, correct))
-    return kept, dropped
-
-
-def _text(value: Any) -> str:
-    # JSON can name half a surrogate pair, which is no text: it becomes "?"
-    return "" if value is None else str(value).encode("utf-8", "replace").decode().strip()
+        splits[name] = [from_columns(row) for row in pq.read_table(path).to_pylist()]
+    return Dataset(f"{folder} (from {source})", rows_read, dropped, splits)

@@ -14,11 +14,12 @@ from rich.console import Console
 
 from scorefast import report
 from scorefast.data import Example
+from scorefast.grading import Grade
 from scorefast.metrics import Graded, summarize, wilson
-from scorefast.model import generate, load_policy
+from scorefast.model import Policy, generate, load_policy
 from scorefast.prompts import ChatFormat
 from scorefast.recipe import Recipe
-from scorefast.reward import Grade, grade
+from scorefast.reward import grade_example
 from scorefast.rollout import Attempt, Generate, Trajectory, attempt, first_attempts, second_attempts
 from scorefast.runs import Checkpoint, claim_run
 
@@ -60,6 +61,29 @@ def probe(
         right, n = sum(g.second.correct for g in graded), len(graded)
         rates[kind] = {"right_after": right / n if n else None, "ci95": wilson(right, n), "n": n}
     return rates
+
+
+def first_attempt_writer(policy: Policy, recipe: Recipe, author: str) -> Callable[[list[Example]], list[Example]]:
+    """Fills missing original answers with replies sampled from the policy, and notes who wrote them."""
+    settings = recipe.rollout
+    sample = partial(
+        generate,
+        policy,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        batch_size=settings.batch_size,
+    )
+    torch.manual_seed(recipe.seed)
+
+    def fill(examples: list[Example]) -> list[Example]:
+        missing = [e for e in examples if e.original_answer is None]
+        written = dict(zip([e.id for e in missing], first_attempts(sample, policy.chat, missing), strict=True))
+        return [
+            e._replace(original_answer=written[e.id].text or None, original_answer_by=author) if e.id in written else e
+            for e in examples
+        ]
+
+    return fill
 
 
 def _given(chat: ChatFormat, text: str) -> Attempt:
@@ -136,7 +160,7 @@ def _evaluate_one(
     greedy = partial(decode, temperature=0.0)
 
     def grade_reply(reply: str, example: Example) -> Grade:
-        return grade(reply, example.correct_answer, recipe.reward.grader)
+        return grade_example(reply, example, recipe.reward.grader)
 
     graded = evaluate(greedy, policy.chat, examples, grade_reply)
     if not with_probe:

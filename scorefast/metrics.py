@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scorefast.reward import Grade
+from scorefast.grading import Grade
 
 if TYPE_CHECKING:
     from scorefast.rollout import Trajectory

@@ -88,11 +88,20 @@ def load_tokenizer(name: str) -> Any:
     return tokenizer
 
 
+def chat_format(recipe: Recipe) -> ChatFormat:
+    """How the recipe's model is talked to; loads its tokenizer alone. Raises UserError where its template is unfit."""
+    tokenizer = load_tokenizer(recipe.model.name)
+    try:
+        return ChatFormat(tokenizer, recipe.prompt.correction)
+    except ValueError as error:
+        raise UserError(f"model {error}") from None
+
+
 def load_policy(recipe: Recipe, checkpoint: Checkpoint | None = None, *, trainable: bool = False) -> Policy:
     """The base model, or a checkpoint on it; with `trainable`, ready to train and with its reference."""
     settings = recipe.model
     backend = resolve_backend(settings)
-    chat = ChatFormat(load_tokenizer(settings.name), recipe.prompt.correction)
+    chat = chat_format(recipe)
     whole = str(checkpoint.path) if checkpoint is not None and not checkpoint.is_adapter else None
     model = _load_base(settings, backend, whole or model_path(settings.name))
     frozen = None

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scorefast.grading import Grade
 from scorefast.recipe import Stage1, Stage2
-from scorefast.reward import Grade, origin_shaped, paper_shaped
+from scorefast.reward import origin_shaped, paper_shaped
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,25 @@ def is_on_policy(stage: Stage1 | Stage2) -> bool:
     return not (isinstance(stage, Stage1) and stage.method == "supervised")
 
 
-def turn_rewards(stage: Stage1 | Stage2, first: Sequence[Grade], second: Sequence[Grade]) -> Tensor:
+def turn_rewards(
+    stage: Stage1 | Stage2,
+    first: Sequence[Grade],
+    second: Sequence[Grade],
+    raw: Sequence[tuple[float, float]] | None = None,
+) -> Tensor:
     """(B, 2) float32: the reward each turn is credited with, before any baseline.
 
     Stage I (arXiv 2409.12917, eq. 3) rewards the second attempt alone; Stage II (eq. 4) both, the second one shaped.
+    raw: (r1, r2) of a reward function; by default 1 for a correct attempt and 0 for another.
     """
     pairs = list(zip(first, second, strict=True))
+    rewards = [(float(g1.correct), float(g2.correct)) for g1, g2 in pairs] if raw is None else raw
     if isinstance(stage, Stage1):
-        rows = [(0.0, float(g2.correct)) for _, g2 in pairs]
+        rows = [(0.0, r2) for _, r2 in rewards]
     elif stage.shaping == "paper":
-        rows = [(float(g1.correct), paper_shaped(g1.correct, g2.correct, stage.alpha)) for g1, g2 in pairs]
+        rows = [(r1, paper_shaped(r1, r2, stage.alpha)) for r1, r2 in rewards]
     else:
-        rows = [(float(g1.correct), origin_shaped(g1, g2, stage.origin)) for g1, g2 in pairs]
+        rows = [(r1, origin_shaped(g1, g2, stage.origin)) for (r1, _), (g1, g2) in zip(rewards, pairs, strict=True)]
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, 2)
 
 

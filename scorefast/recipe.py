@@ -23,6 +23,9 @@ Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 
 
+GraderName = Literal["auto", "numeric", "math", "exact", "choice", "contains"]
+
+
 class UserError(Exception):
     """Something the user can mend: printed as one line, exit code 2."""
 
@@ -67,6 +70,11 @@ class Prompt(_Settings):
 class Data(_Settings):
     test_fraction: Fraction = 0.2
     validation_fraction: Fraction = 0.1
+    preset: Literal["auto", "score", "gsm8k", "math", "messages"] = "auto"
+    columns: dict[str, str] = {}
+    encoding: str = "auto"
+    on_error: Literal["stop", "skip"] = "stop"
+    near_duplicates: Fraction = 0.8
 
     @model_validator(mode="after")
     def _leaves_something_to_train_on(self) -> Data:
@@ -76,7 +84,8 @@ class Data(_Settings):
 
 
 class Reward(_Settings):
-    grader: Literal["auto", "numeric", "exact"] = "auto"
+    grader: GraderName = "auto"
+    function: str | None = None  # module:name, with TRL's signature
 
 
 class Rollout(_Settings):

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import html
+import io
+import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scorefast.metrics import Graded, Interval, Result
+from scorefast.metrics import Graded, Interval, Result, wilson
+
+if TYPE_CHECKING:
+    from scorefast.prepare import Prepared
+    from scorefast.recipe import Recipe
 
 
 def printable(text: str) -> str:
@@ -124,3 +131,145 @@ def draw_learning_curve(metrics: Sequence[dict[str, Any]], title: str, path: Pat
         axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+# --- prepared data -----------------------------------------------------------------------------------------------
+
+CONTROL = ("⟦", "⟧")  # around what is a control token for the model, and not text
+
+
+def print_prepared(console: Console, done: Prepared) -> None:
+    """What a manifest says, in lines; then the prompts of one row as the model gets them."""
+    for line in prepared_lines(done.manifest):
+        console.print(line, soft_wrap=True)
+    for title, pieces in done.preview:
+        console.print(f"preview, {title} ({CONTROL[0]}control tokens{CONTROL[1]}):", style="bold")
+        text = Text()
+        for piece, control in pieces:
+            shown = printable(piece)
+            text.append(f"{CONTROL[0]}{shown}{CONTROL[1]}" if control else shown, style="dim" if control else "")
+        console.print(text, soft_wrap=True)
+
+
+def prepared_lines(manifest: dict[str, Any]) -> list[str]:
+    kept, read, measured = manifest["rows_kept"], manifest["rows_read"], manifest["rows_measured"]
+    splits = ", ".join(f"{n} {name}" for name, n in manifest["splits"].items())
+    lines = [f"{kept} of {read} rows kept: {splits}"]
+    lines += [f"left out: {n} {reason}" for reason, n in manifest["dropped"].items()]
+    if manifest["near_duplicates_kept"]:
+        lines.append(f"near duplicates within a split, kept: {manifest['near_duplicates_kept']} pairs")
+    if measured < kept:
+        lines.append(f"the rest was measured on {measured} rows, those with the smallest hashes:")
+    for name, n in manifest["token_lengths"].items():
+        lines.append(f"tokens of {name}: median {n['p50']}, 95 % {n['p95']}, 99 % {n['p99']}, longest {n['max']}")
+    lines += [f"too long: {n} rows with {reason}" for reason, n in (manifest["too_long"] or {}).items() if n]
+    first = manifest["first_attempts"]
+    if first["given"]:
+        rate = _percent(first["right"] / first["given"], first["right_ci95"])
+        authors = ", ".join(f"{n} by {author}" for author, n in first["by"].items())
+        lines.append(f"original answers: {first['given']} ({authors}); right already: {rate} %")
+    lines.append("graders: " + ", ".join(f"{name} for {n} rows" for name, n in manifest["graders"].items()))
+    return lines
+
+
+def write_data_report(done: Prepared, recipe: Recipe, path: Path) -> None:
+    """The manifest as one HTML page without scripts or links: counts, plots, the preview; data is escaped."""
+    manifest = done.manifest
+    limits = {"prompt": recipe.model.max_seq_length - 2 * recipe.rollout.max_new_tokens}
+    limits |= dict.fromkeys(("original_answer", "correct_answer"), recipe.rollout.max_new_tokens)
+    body = [f"<h1>{_escaped(manifest['source'])}</h1>", "<ul>"]
+    body += [f"<li>{_escaped(line)}</li>" for line in prepared_lines(manifest)]
+    body += ["</ul>", "<h2>Where the rows went</h2>", _svg(_draw_rows, manifest)]
+    if done.lengths:
+        body += ["<h2>Lengths in tokens</h2>", _svg(_draw_lengths, done.lengths, limits)]
+        body.append("<p>Dashed: the most that the recipe in force leaves room for.</p>")
+    if done.preview:
+        body.append("<h2>One row as the model gets it</h2><p>Marked: control tokens. All else is text.</p>")
+    for title, pieces in done.preview:
+        marked = (f"<b>{_escaped(t)}</b>" if control else _escaped(t) for t, control in pieces)
+        body.append(f"<h3>{_escaped(title)}</h3><pre>{''.join(marked)}</pre>")
+    body.append(f"<h2>Manifest</h2><pre>{_escaped(json.dumps(manifest, indent=2, ensure_ascii=False))}</pre>")
+    path.write_text(_PAGE.format(title=_escaped(manifest["source"]), body="\n".join(body)), encoding="utf-8")
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem }}
+pre {{ white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4; padding: 1rem }}
+pre b {{ color: #fff; background: #57606a; border-radius: 3px; padding: 0 2px; font-weight: normal }}
+svg {{ max-width: 100%; height: auto }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))
+
+
+def _svg(draw: Callable[..., None], *content: Any) -> str:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "scorefast"}):
+        figure = pyplot.figure(figsize=(9, 3), layout="constrained")
+        draw(figure, *content)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        pyplot.close(figure)
+    return buffer.getvalue().split("\n", 3)[-1]  # without the XML and doctype lines
+
+
+def _draw_rows(figure: Any, manifest: dict[str, Any]) -> None:
+    counts = {f"{name} split": n for name, n in manifest["splits"].items()} | manifest["dropped"]
+    axes = figure.subplots()
+    colours = ["tab:blue"] * len(manifest["splits"]) + ["tab:red"] * len(manifest["dropped"])
+    bars = axes.barh(
+        [printable(name)[:50].replace("$", r"\$") for name in counts], list(counts.values()), color=colours
+    )
+    axes.bar_label(bars, padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set(xlabel="rows")
+
+
+def _draw_lengths(figure: Any, lengths: dict[str, list[int]], limits: dict[str, int]) -> None:
+    shown = {name: n for name, n in lengths.items() if n}
+    for axes, (name, n) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+        axes.hist(n, bins=min(40, max(n) - min(n) + 1), color="tab:blue")
+        axes.axvline(limits[name], color="tab:red", linestyle="--")
+        axes.set(title=name, xlabel="tokens", ylabel="rows")
+
+
+# --- the grader against labels -------------------------------------------------------------------------------------
+
+
+def print_agreement(console: Console, graded: Sequence[tuple[int, dict[str, Any]]], shown: int = 10) -> None:
+    """Counts, and where there are labels a table of agreement (Wilson 95 %) with the first lines of disagreement."""
+    labelled = [(n, row) for n, row in graded if row.get("label") is not None]
+    right = sum(row["correct"] for _, row in graded)
+    console.print(f"{len(graded)} graded, {right} right" + ("" if labelled else "; no labels to compare with"))
+    if not labelled:
+        return
+    table = Table(title=f"{len(labelled)} lines with a label", title_justify="left")
+    for heading in ("", "graded right", "graded wrong"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for label in (True, False):
+        counts = [
+            sum(row["label"] is label and row["correct"] is verdict for _, row in labelled) for verdict in (True, False)
+        ]
+        table.add_row(f"labelled {'right' if label else 'wrong'}", *map(str, counts))
+    console.print(table)
+    apart = [(n, row) for n, row in labelled if row["correct"] is not row["label"]]
+    agreed = len(labelled) - len(apart)
+    console.print(f"agreement {_percent(agreed / len(labelled), wilson(agreed, len(labelled)))} %")
+    for n, row in apart[:shown]:
+        answer, reference = (" ".join(printable(str(row[k])).split())[-60:] for k in ("answer", "reference"))
+        console.print(
+            f"line {n}: labelled {'right' if row['label'] else 'wrong'}: {answer!r} for {reference!r}", soft_wrap=True
+        )
+    if len(apart) > shown:
+        console.print(f"and {len(apart) - shown} more")

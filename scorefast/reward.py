@@ -1,108 +1,110 @@
-"""Grades and rewards: pure functions of texts and numbers. Imports no torch."""
+"""Rewards of attempts, from grades or a function of the user's, and their shaping in Stage II. Imports no torch."""
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any, Literal
+import importlib
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-from scorefast.data import normalized
-from scorefast.recipe import OriginReward
+from scorefast.data import Example
+from scorefast.grading import Grade, grade
+from scorefast.recipe import GraderName, OriginReward, UserError
 
-Grader = Literal["auto", "numeric", "exact"]
-
-_NUMBER = re.compile(
-    r"(?<![\w.])[-+\u2212]?\$?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?|(?<![\w.])[-+\u2212]?\$?\d+(?:\.\d+)?(?:/\d+)?%?"
-)
-_MARKER = re.compile(r"####|\\boxed\{")
-_TAIL = " .,;:!?)}*$"  # what may follow a number at the end of a reference
-_EDGES = " .,;:!?*_`\"'()[]"  # markup and punctuation around an answer in words
+# TRL's signature: completions (and prompts) as lists of chat messages, every column as a keyword list; one float each.
+RewardFunction = Callable[..., Sequence[float]]
 
 
-@dataclass(frozen=True)
-class Grade:
-    """correct: counted as right. score in [0, 1]: how close, 1 exactly when correct. answer: what was graded."""
-
-    correct: bool
-    score: float
-    answer: str = ""
-
-
-def parse_number(text: str) -> Fraction | None:
-    """The value of one number such as `-3`, `1,234.50`, `$18`, `3/4` or `75%`; None for anything else."""
-    text = text.strip()
-    if not _NUMBER.fullmatch(text):
-        return None
-    text = text.replace(",", "").replace("$", "").replace("\u2212", "-")
-    percent = text.endswith("%")
-    try:
-        value = Fraction(text.rstrip("%"))
-    except (ZeroDivisionError, ValueError):  # 1/0; more digits than Python converts
-        return None
-    return value / 100 if percent else value
-
-
-def extract_number(reply: str) -> Fraction | None:
-    """The number a reply ends on: its last one, or the first after its last `####` or `\\boxed{` where there is one."""
-    markers = list(_MARKER.finditer(reply))
-    if markers:
-        after = _NUMBER.search(reply, markers[-1].end())
-        if after:
-            return parse_number(after.group())
-    found = _NUMBER.findall(reply)
-    return parse_number(found[-1]) if found else None
-
-
-def ends_on_number(reference: str) -> bool:
-    """Whether a reference answer is one to compare as a number: `18`, `... #### 18`, `It is $18.`, not `May 1st`."""
-    if _MARKER.search(reference):
-        return extract_number(reference) is not None
-    stripped = reference.rstrip(_TAIL)
-    return any(match.end() >= len(stripped) for match in _NUMBER.finditer(reference))
-
-
-def grade(reply: str, reference: str, grader: Grader = "auto") -> Grade:
-    """Grade one reply against the reference answer.
-
-    `numeric` compares the number the reply ends on with the one the reference ends on, as exact fractions; its score
-    is 1 - |reply - reference| / max(|reference|, 1), never below 0 and below 1 unless equal. `exact` compares normal
-    forms (NFKC, case, white space, without punctuation or markup at the edges) of the whole reply, or of its last
-    line; its score is the ratio of matching characters. `auto` is `numeric` where the reference ends on a number,
-    else `exact`.
-    """
-    if grader == "numeric" or (grader == "auto" and ends_on_number(reference)):
-        return _grade_number(extract_number(reply), extract_number(reference))
-    right = _bare(reference)
-    lines = [_bare(reply), _bare(reply.strip().rsplit("\n", 1)[-1])]
-    if right in lines:
-        return Grade(True, 1.0, right)
-    ratio = max(difflib.SequenceMatcher(None, line, right, autojunk=False).ratio() for line in lines)
-    return Grade(False, min(ratio, 1 - 1e-9), lines[-1])
-
-
-def _grade_number(value: Fraction | None, truth: Fraction | None) -> Grade:
-    if value is None or truth is None:
-        return Grade(False, 0.0)
-    if value == truth:
-        return Grade(True, 1.0, str(value))
-    closeness = 1 - float(min(abs(value - truth) / max(abs(truth), Fraction(1)), Fraction(1)))
-    return Grade(False, min(closeness, 1 - 1e-9), str(value))
-
-
-def _bare(text: str) -> str:
-    return normalized(text).strip(_EDGES)
+def grade_example(reply: str, example: Example, grader: GraderName) -> Grade:
+    """By the row's own grader where the data names one, else by `grader`."""
+    return grade(reply, example.correct_answer, example.grader or grader, example.question)
 
 
 def correctness_reward(
-    completions: Sequence[Any], correct_answer: Sequence[str], grader: Grader = "auto", **_: Any
+    completions: Sequence[Any], correct_answer: Sequence[str], grader: GraderName = "auto", **_: Any
 ) -> list[float]:
-    """1.0 for each correct completion, else 0.0. TRL's reward signature: columns come as keyword lists,
-    a completion is a string or a list of chat messages."""
+    """1.0 for each correct completion, else 0.0, in TRL's signature: for use in a TRL trainer, and as a pattern."""
     texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
     return [float(grade(text, answer, grader).correct) for text, answer in zip(texts, correct_answer, strict=True)]
+
+
+def load_reward(name: str) -> RewardFunction:
+    """The function of `module:function`; modules beside the working directory are found. Raises UserError."""
+    module, colon, function = name.partition(":")
+    if not colon or not module or not function:
+        raise UserError(f"reward.function {name!r}: expected module:function, for example my_rewards:length_reward")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"reward.function {name!r}: {error}") from None
+    except Exception as error:  # the module is the user's: it can fail in any way
+        raise UserError(f"reward.function {name!r}: {module} fails when imported: {_one_line(error)}") from None
+    finally:
+        sys.path.pop(0)
+    if not callable(found):
+        raise UserError(f"reward.function {name!r}: is not a function")
+    return found
+
+
+def rewards_of(
+    function: RewardFunction, examples: Sequence[Example], prompts: Sequence[list[str]], replies: Sequence[str]
+) -> list[float]:
+    """What `function` gives each reply. prompts: the messages before each reply, user and assistant in turn.
+
+    Raises UserError where the function fails or returns anything but one finite number a reply, and names the row.
+    """
+    try:
+        return _called(function, examples, prompts, replies)
+    except Exception as error:
+        for example, prompt, reply in zip(examples, prompts, replies, strict=True):
+            try:
+                _called(function, [example], [prompt], [reply])
+            except Exception as alone:
+                raise UserError(f"reward function: row {_row(example)}: {_one_line(alone)}") from alone
+        raise UserError(f"reward function: {_one_line(error)} (on {len(replies)} rows at once)") from error
+
+
+def try_reward(function: RewardFunction, examples: Sequence[Example], correction: str) -> None:
+    """Call it as training will, on the first attempts and the correct answers of a few rows. Raises UserError."""
+    few = list(examples[:4])
+    for replies in ([e.original_answer or "" for e in few], [e.correct_answer for e in few]):
+        rewards_of(function, few, [[e.question] for e in few], replies)
+        rewards_of(function, few, [[e.question, e.original_answer or "", correction] for e in few], replies)
+
+
+def _called(
+    function: RewardFunction, examples: Sequence[Example], prompts: Sequence[list[str]], replies: Sequence[str]
+) -> list[float]:
+    others = {name for e in examples for name in e.extra or {}}
+    columns: dict[str, list[Any]] = {name: [(e.extra or {}).get(name) for e in examples] for name in others}
+    columns["solution"] = [e.correct_answer for e in examples]  # the name that TRL's own rewards use
+    for name in ("id", "question", "original_answer", "correct_answer"):
+        columns[name] = [getattr(e, name) for e in examples]
+    roles = ("user", "assistant")
+    result = function(
+        prompts=[[{"role": roles[i % 2], "content": text} for i, text in enumerate(p)] for p in prompts],
+        completions=[[{"role": "assistant", "content": reply}] for reply in replies],
+        **columns,
+    )
+    values = list(result)
+    if len(values) != len(replies):
+        raise ValueError(f"returned {len(values)} rewards for {len(replies)} completions")
+    for value in values:
+        if isinstance(value, bool | int | float) and math.isfinite(value):
+            continue
+        raise ValueError(f"returned {value!r}, which is no finite number")
+    return [float(value) for value in values]
+
+
+def _row(example: Example) -> str:
+    return f"{example.id} ({example.question[:60]!r})"
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def paper_shaped(r1: float, r2: float, alpha: float) -> float:

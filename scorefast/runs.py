@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from scorefast.recipe import Recipe, UserError, dump_recipe, load_recipe, model_path
 
+# What must be the same from one run to the next that starts from it: how questions are split, asked and graded.
+TERMS = ("data.test_fraction", "data.validation_fraction", "prompt", "reward.grader")
 RECIPE, RUN, METRICS = "recipe.yaml", "run.json", "metrics.jsonl"
 
 
@@ -50,9 +53,10 @@ def require_same_terms(checkpoint: Checkpoint, recipe: Recipe) -> None:
         raise UserError(
             f"{checkpoint.path}: trained on {checkpoint.base!r}, but the recipe's model.name is {recipe.model.name!r}"
         )
-    for section in ("data", "prompt", "reward") if checkpoint.recipe else ():
-        if getattr(checkpoint.recipe, section) != getattr(recipe, section):
-            raise UserError(f"{checkpoint.path}: its run had other settings under {section!r} than the recipe in force")
+    for key in TERMS if checkpoint.recipe else ():
+        theirs, ours = (operator.attrgetter(key)(r) for r in (checkpoint.recipe, recipe))
+        if theirs != ours:
+            raise UserError(f"{checkpoint.path}: its run had {key} = {theirs!r}, the recipe in force says {ours!r}")
 
 
 def claim_run(out: Path | None, name: str) -> Path:

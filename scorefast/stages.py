@@ -19,10 +19,10 @@ from scorefast import report
 from scorefast.data import Dataset
 from scorefast.kernels import resolve_impl
 from scorefast.metrics import Graded
-from scorefast.model import load_policy, load_tokenizer, resolve_backend
+from scorefast.model import chat_format, load_policy, resolve_backend
 from scorefast.objective import is_on_policy
-from scorefast.prompts import ChatFormat
-from scorefast.recipe import Recipe, UserError
+from scorefast.recipe import Recipe, Stage2, UserError
+from scorefast.reward import load_reward, try_reward
 from scorefast.runs import Checkpoint, last_trainer_checkpoint, read_metrics
 from scorefast.trainer import ScoreTrainer, micro_batch_size, training_arguments
 
@@ -61,6 +61,10 @@ def check_stage(section: Section, recipe: Recipe, dataset: Dataset) -> None:
     if recipe.report_to not in ("none", "all", *(known := get_available_reporting_integrations())):
         raise UserError(f"report_to: {recipe.report_to!r} is not installed here; there are: none, {', '.join(known)}")
     train = dataset.split("train", "training")
+    if recipe.reward.function:
+        if isinstance(stage, Stage2) and stage.shaping == "origin":
+            raise UserError("reward.function: the origin's shaping compares grades; take stage2.shaping=paper with it")
+        try_reward(load_reward(recipe.reward.function), train, recipe.prompt.correction)
     if not is_on_policy(stage) and stage.first_attempt == "data":
         missing = sum(e.original_answer is None for e in train)
         if missing:
@@ -84,7 +88,7 @@ def check_lengths(section: Section, recipe: Recipe, dataset: Dataset) -> None:
 
     Needs the tokenizer, and so, for a model on the hub, the network.
     """
-    chat = ChatFormat(load_tokenizer(recipe.model.name), recipe.prompt.correction)
+    chat = chat_format(recipe)
     supervised = not is_on_policy(getattr(recipe, section))
     examples = dataset.splits["train"] + dataset.splits["validation"]
     limit, reply = recipe.model.max_seq_length, recipe.rollout.max_new_tokens

@@ -18,11 +18,12 @@ from transformers.trainer_callback import PrinterCallback
 
 from scorefast import evaluate, objective, rollout
 from scorefast.data import Example
+from scorefast.grading import Grade
 from scorefast.kernels import ScoreStats, score_loss
 from scorefast.metrics import Graded, rates
 from scorefast.model import Policy, generate, last_hidden, save_policy
 from scorefast.recipe import Recipe, Stage1, Stage2, UserError, dump_recipe
-from scorefast.reward import Grade, grade
+from scorefast.reward import grade_example, load_reward, rewards_of
 from scorefast.runs import METRICS, RECIPE, read_metrics
 
 
@@ -106,10 +107,11 @@ class ScoreTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.policy, self.recipe, self.stage, self.show = policy, recipe, stage, show
         self.questions, self.validation = list(train), list(validation)
+        self.reward_function = load_reward(recipe.reward.function) if recipe.reward.function else None
         self._metrics: dict[str, list[float]] = defaultdict(list)
 
     def grade(self, reply: str, example: Example) -> Grade:
-        return grade(reply, example.correct_answer, self.recipe.reward.grader)
+        return grade_example(reply, example, self.recipe.reward.grader)
 
     def generate(self, temperature: float) -> rollout.Generate:
         settings = self.recipe.rollout
@@ -140,7 +142,8 @@ class ScoreTrainer(Trainer):
             trajectories = self._trajectories(examples)
         seconds = time.perf_counter() - started
         graded = evaluate.grade_all(trajectories, self.grade)
-        rewards = objective.turn_rewards(self.stage, [g.first for g in graded], [g.second for g in graded])
+        raw = self._raw_rewards(trajectories)
+        rewards = objective.turn_rewards(self.stage, [g.first for g in graded], [g.second for g in graded], raw)
         advantages = self._advantages(rewards, torch.tensor(indices))
         coefs = objective.coefficients(self.stage, advantages)
         self._record_rollout(graded, rewards, advantages, seconds)
@@ -167,6 +170,17 @@ class ScoreTrainer(Trainer):
         else:
             first = [rollout.data_attempt(chat, e.original_answer or "") for e in examples]
         return rollout.supervised_trajectories(chat, examples, first)
+
+    def _raw_rewards(self, trajectories: Sequence[rollout.Trajectory]) -> list[tuple[float, float]] | None:
+        """(r1, r2) of the recipe's reward function, or None where grades are the reward."""
+        if self.reward_function is None or not objective.is_on_policy(self.stage):
+            return None
+        examples = [t.example for t in trajectories]
+        first, second = ([t.first.text for t in trajectories], [t.second.text for t in trajectories])
+        turns = [[e.question] for e in examples]
+        corrected = [[*q, y1, self.policy.chat.correction] for q, y1 in zip(turns, first, strict=True)]
+        r1 = rewards_of(self.reward_function, examples, turns, first)
+        return list(zip(r1, rewards_of(self.reward_function, examples, corrected, second), strict=True))
 
     def _advantages(self, rewards: Tensor, groups: Tensor) -> Tensor:
         """Leave-one-out over all processes: a question's samples may be spread over them."""

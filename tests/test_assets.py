@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from scorefast.assets import make_tiny_gemma2 as make
 from scorefast.data import load_dataset, split_of, split_position
+from scorefast.grading import grade
 from scorefast.recipe import EMBEDDED_MODELS, Data, load_recipe
-from scorefast.reward import grade
 from tests.conftest import REPOSITORY, SHIPPED, scorefast
 
 sys.path.insert(0, str(REPOSITORY / "data"))

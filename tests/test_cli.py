@@ -259,7 +259,7 @@ def test_a_run_with_other_splits_is_not_evaluated_as_if_it_were_held_out(trained
     for command in (["stage2", "--from", "runs/stage1"], ["eval", "runs/stage1"]):
         done = scorefast(*command, "--data", SHIPPED, "--set", "data.test_fraction=0.5", cwd=trained)
         assert done.returncode == 2
-        assert "other settings under 'data'" in done.stderr
+        assert "its run had data.test_fraction = 0.4, the recipe in force says 0.5" in done.stderr
 
 
 def test_resume_with_other_data_is_refused(trained, tmp_path):

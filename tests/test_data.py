@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scorefast.data import SPLITS, load_dataset, normalized, split_of, split_position, write_prepared
+from scorefast.data import SPLITS, load_dataset, normalized, split_of, split_position
+from scorefast.duplicates import jaccard, near_duplicates, number_key, shingles
 from scorefast.recipe import Data, UserError
-from tests.conftest import SHIPPED
 
 HEADER = "question,original_answer,correct_answer\n"
 
@@ -22,10 +23,19 @@ def write(tmp_path, text, name="d.csv", encoding="utf-8"):
 
 
 def test_blank_and_repeated_rows_are_counted_by_reason(tmp_path):
-    path = write(tmp_path, HEADER + "a,1,2\n,1,2\nb,1,\nA ,9,9\n\uff42,,3\n")
-    dataset = load_dataset(path, Data())
-    assert dataset.rows_read == 5
-    assert dataset.dropped == {"blank question": 1, "blank correct_answer": 1, "repeated question": 1}
+    path = write(tmp_path, HEADER + "a,1,2\n,1,2\nb,1,\nA ,9,9\na,,2\n\uff42,,3\n\u200b,,3\n")
+    dataset = load_dataset(path, Data(on_error="skip"))
+    assert dataset.rows_read == 7
+    assert dataset.dropped == {
+        "blank question": 2,
+        "blank correct_answer": 1,
+        "repeated question": 1,
+        "repeated question with another correct_answer": 1,
+    }
+    assert [(d.line, d.reason) for d in dataset.dropped_rows][:2] == [
+        (3, "blank question"),
+        (4, "blank correct_answer"),
+    ]
     assert dataset.rows_kept + sum(dataset.dropped.values()) == dataset.rows_read
     (b,) = [e for split in dataset.splits.values() for e in split if normalized(e.question) == "b"]
     assert b.original_answer is None
@@ -52,75 +62,161 @@ def test_splits_have_their_share_and_adding_rows_moves_none():
     assert all(split_of(f"question {i}", wider) == "test" for i in range(2000) if names[i] == "test")
 
 
-def test_prepared_folder_reads_back_the_same(tmp_path):
-    dataset = load_dataset(str(SHIPPED), Data())
-    manifest = write_prepared(dataset, Data(), tmp_path / "p", None)
-    again = load_dataset(str(tmp_path / "p"), Data())
-    assert again.splits == dataset.splits
-    assert manifest["rows_kept"] == sum(manifest["splits"].values()) == again.rows_kept
-    assert json.loads((tmp_path / "p/manifest.json").read_text()) == manifest
-
-
-def test_a_folder_prepared_with_other_fractions_is_refused(tmp_path):
-    """Its training rows could be test rows of the recipe in force."""
-    write_prepared(load_dataset(str(SHIPPED), Data()), Data(), tmp_path / "p", None)
-    with pytest.raises(UserError, match=r"was prepared with test_fraction=0\.2"):
-        load_dataset(str(tmp_path / "p"), Data(test_fraction=0.4))
-
-
-def test_half_a_surrogate_pair_is_no_crash(tmp_path):
-    path = write(tmp_path, '{"question": "a\\ud800", "correct_answer": "1"}', "d.jsonl")
-    (e,) = [e for split in load_dataset(path, Data()).splits.values() for e in split]
-    assert e.question == "a?"
-
-
-def test_a_changed_split_file_is_refused(tmp_path):
-    write_prepared(load_dataset(str(SHIPPED), Data()), Data(), tmp_path / "p", None)
-    with (tmp_path / "p/test.parquet").open("ab") as file:
-        file.write(b"x")
-    with pytest.raises(UserError, match=r"test\.parquet: missing or changed"):
-        load_dataset(str(tmp_path / "p"), Data())
-
-
-def test_csv_jsonl_and_parquet_agree(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = [
-        {"question": f'질문 {i}, "quoted"\nline', "original_answer": "가", "correct_answer": "나"} for i in range(9)
-    ]
-    from_csv = HEADER + "".join(f'"{r["question"].replace(chr(34), chr(34) * 2)}",가,나\r\n' for r in rows)
-    paths = [write(tmp_path, from_csv, encoding="utf-8-sig")]
-    paths.append(write(tmp_path, "\n".join(json.dumps(r) for r in rows), "d.jsonl"))
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
-    paths.append(str(tmp_path / "d.parquet"))
-    splits = [load_dataset(path, Data()).splits for path in paths]
-    assert splits[0] == splits[1] == splits[2]
-    assert sum(map(len, splits[0].values())) == 9
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("d.csv", b"", "empty"),
-        ("d.csv", b"question,answer\na,b\n", "missing column correct_answer; it has question, answer"),
-        ("d.csv", HEADER.encode(), "no usable row"),
-        ("d.csv", HEADER.encode() + b"a,b\n", "line 2"),
-        ("d.csv", HEADER.encode() + b"a,b,c,d\n", "line 2"),
-        ("d.csv", HEADER.encode() + b'a,"b,c\n', "line 2"),
-        ("d.csv", HEADER.encode() + "é,1,2".encode("latin-1"), "not UTF-8"),
-        ("d.csv", HEADER.encode() + b",,\n , ,\n", "2 blank question"),
-        ("d.jsonl", b'{"question": "a"', "line 1: not JSON"),
-        ("d.jsonl", b'{"question": "a"}', "missing column correct_answer"),
-        ("d.jsonl", b"[1]", "line 1: expected an object"),
+        ("d.csv", b"", "the file is empty"),
+        (
+            "d.csv",
+            b"question,reply\na,b\n",
+            "has the columns question, reply; expected question, correct_answer (score",
+        ),
+        ("d.csv", b"question,answer\na,18\n", "no usable row: {file}:2: answer has no final `#### n`"),
+        ("d.csv", HEADER.encode(), "no usable row: it has no rows"),
+        ("d.csv", HEADER.encode() + b"a,b\n", "no usable row: {file}:2: 2 cells, the header has 3"),
+        ("d.csv", HEADER.encode() + b'a,"b,c\n', "line 2: a quote in this row is never closed"),
+        ("d.csv", HEADER.encode() + b",,\n , ,\n", "{file}:2: blank question; {file}:3: blank question"),
+        ("d.csv", HEADER.encode() + b"a,1,2\n,1,2\n", "1 of 2 rows are bad, more than 1%: {file}:3: blank question"),
+        ("d.csv", b"question,correct_answer,grader\na,b,vibes\n", "grader 'vibes' is none of auto,"),
+        ("d.jsonl", b'{"question": "a"', "no usable row: {file}:1: not JSON"),
+        ("d.jsonl", b'{"question": "a"}', "has the columns question; expected"),
+        ("d.jsonl", b'{"question": ["a"], "correct_answer": "b"}', "{file}:1: question is a list, not text"),
+        ("d.jsonl", b"[1]", "{file}:1: not an object"),
+        ("d.jsonl", b'{"messages": [{"role": "user", "content": "a"}]}', "{file}:1: messages go user; expected"),
         ("d.parquet", b"PAR1", "not Parquet"),
         ("d.xlsx", b"PK", "expected one of"),
     ],
 )
 def test_a_bad_file_is_one_line_naming_it(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
+    path = tmp_path / name
+    path.write_bytes(content)
     with pytest.raises(UserError) as caught:
-        load_dataset(str(tmp_path / name), Data())
-    assert message in str(caught.value)
+        load_dataset(str(path), Data())
+    assert message.format(file=path) in str(caught.value)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def kept(path, **settings):
+    dataset = load_dataset(path, Data(near_duplicates=0, **settings))
+    return sorted((e for split in dataset.splits.values() for e in split), key=lambda e: e.question), dataset
+
+
+def test_bad_rows_up_to_one_per_cent_are_left_out_and_more_stop(tmp_path):
+    good = "".join(f"q{i},1,2\n" for i in range(99))
+    examples, dataset = kept(write(tmp_path, HEADER + good + ",,\n"))
+    assert len(examples) == 99
+    assert dataset.dropped == {"blank question": 1}
+    with pytest.raises(UserError, match=r"2 of 100 rows are bad, more than 1%.*--on-error skip"):
+        kept(write(tmp_path, HEADER + good[7:] + ",,\n,,\n"))
+    assert len(kept(write(tmp_path, HEADER + good[7:] + ",,\n,,\n"), on_error="skip")[0]) == 98
+
+
+@pytest.mark.parametrize(
+    ("row", "question", "original", "correct"),
+    [
+        ({"question": "a", "correct_answer": 18, "original_answer": 7.5}, "a", "7.5", "18"),
+        ({"question": " a ", "answer": "6 * 3 = <<6*3=18>>18\n#### 18"}, "a", None, "6 * 3 = 18\n#### 18"),
+        ({"problem": "a", "solution": "so \\boxed{18}", "level": "5"}, "a", None, "so \\boxed{18}"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "18"}]},
+            *("a", None, "18"),
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": "Be brief."},
+                    {"role": "user", "content": "a"},
+                    {"role": "assistant", "content": "17"},
+                    {"role": "user", "content": "Check it."},
+                    {"role": "assistant", "content": "18"},
+                ]
+            },
+            *("Be brief.\n\na", "17", "18"),
+        ),
+    ],
+)
+def test_presets_are_recognised_by_their_columns(tmp_path, row, question, original, correct):
+    ((e,), _) = kept(write(tmp_path, json.dumps(row), "d.jsonl"))
+    assert (e.question, e.original_answer, e.correct_answer) == (question, original, correct)
+
+
+def test_columns_by_name_and_the_others_are_kept_for_rewards(tmp_path):
+    path = write(tmp_path, "problem,truth,level,grader\na,18,5,numeric\n")
+    ((e,), _) = kept(path, columns={"question": "problem", "correct_answer": "truth"})
+    assert (e.question, e.correct_answer, e.grader, e.extra) == ("a", "18", "numeric", {"level": "5"})
+    with pytest.raises(UserError, match="has no column 'answer'; it has problem, truth, level, grader"):
+        kept(path, columns={"correct_answer": "answer"})
+
+
+def test_mixed_normal_forms_are_one_question(tmp_path):
+    import unicodedata
+
+    texts = [unicodedata.normalize(form, "서울 café ½ ?") for form in ("NFC", "NFD", "NFKC")]
+    (examples, dataset) = kept(write(tmp_path, HEADER + "".join(f"{t},,1\n" for t in texts)))
+    assert len(examples) == 1
+    assert dataset.dropped == {"repeated question": 2}
+
+
+QUESTION = (
+    "A farmer sells 12 boxes of {} at the market every day for five dollars a box, how much does she earn in a week?"
+)
+
+
+def test_no_question_stands_nearly_the_same_on_two_sides_of_a_split(tmp_path):
+    """Of near duplicates on two sides the one nearer to training goes; other numbers make another question."""
+    questions = [
+        QUESTION.format(f"{fruit} {kind}") for fruit in ("red", "ripe", "fresh") for kind in ("plums", "pears")
+    ]
+    others = [QUESTION.replace("12", str(n)).format("red plums") for n in range(20, 40)]
+    path = write(tmp_path, "question,correct_answer\n" + "".join(f'"{q}",1\n' for q in [*questions, *others]))
+    dataset = load_dataset(path, Data(test_fraction=0.3, validation_fraction=0.2, near_duplicates=0.8))
+    untouched = load_dataset(path, Data(test_fraction=0.3, validation_fraction=0.2, near_duplicates=0))
+    sides = {split_of(q, Data(test_fraction=0.3, validation_fraction=0.2)) for q in questions}
+    assert len(sides) > 1, "the six have to straddle a split for this test to say anything"
+    left = [name for name in SPLITS for e in dataset.splits[name] if e.question in questions]
+    assert len(set(left)) == 1
+    assert left[0] == ("test" if "test" in sides else "validation")
+    assert untouched.rows_kept == 26
+    assert dataset.rows_kept == 26 - sum(n for reason, n in dataset.dropped.items() if "near duplicate of a" in reason)
+    assert all(e.question in questions for s in SPLITS for e in untouched.splits[s] if e not in dataset.splits[s])
+
+
+def pairs_of(texts, threshold):
+    keys = np.array([number_key(text) for text in texts])
+    found = near_duplicates(keys, lambda wanted: [t for t, w in zip(texts, wanted, strict=True) if w], threshold)
+    assert all(texts[i] == text for pair in found for i, text in pair)
+    return [(i, j) for (i, _), (j, _) in found]
+
+
+@given(
+    st.lists(
+        st.sampled_from(["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]),
+        min_size=8,
+    )
+)
+def test_near_duplicates_are_those_of_the_jaccard_index(words):
+    changed = " ".join([*words[:-1], "omega"])
+    pair = [" ".join(words), changed]
+    near = jaccard(shingles(pair[0]), shingles(pair[1])) >= 0.8
+    assert pairs_of(pair, 0.8) == ([(0, 1)] if near else [])
+
+
+def test_near_duplicates_are_found_among_many():
+    """Against every pair compared: MinHash may miss one in thousands, and proposes none that is not one."""
+    import random
+
+    draw = random.Random(0)
+    words = [f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(300)]
+    texts = [" ".join(draw.choices(words, k=20)) for _ in range(200)]
+    for text in texts[:100]:
+        changed = text.split()
+        for _ in range(draw.randint(1, 3)):
+            changed[draw.randrange(20)] = draw.choice(words)
+        texts.append(" ".join(changed))
+    sets = [shingles(t) for t in texts]
+    expected = {(i, j) for j in range(len(sets)) for i in range(j) if jaccard(sets[i], sets[j]) >= 0.6}
+    found = set(pairs_of(texts, 0.6))
+    assert found <= expected
+    assert len(expected) > 80
+    assert len(found) >= 0.97 * len(expected)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from scorefast.data import Example
+from scorefast.grading import Grade
 from scorefast.metrics import Graded, mcnemar_exact, paired_bootstrap, summarize, wilson
-from scorefast.reward import Grade
 from scorefast.rollout import Attempt, Trajectory
 
 

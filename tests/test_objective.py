@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from scorefast.grading import Grade
 from scorefast.objective import coefficients, leave_one_out_advantage, turn_rewards
 from scorefast.recipe import OriginReward, Stage1, Stage2
-from scorefast.reward import Grade, correctness_reward, extract_number, grade, origin_shaped, paper_shaped
+from scorefast.reward import origin_shaped, paper_shaped
 
 RIGHT, NEAR, FAR = Grade(True, 1.0), Grade(False, 0.9), Grade(False, 0.1)
 
@@ -69,57 +70,3 @@ def test_coefficients_of_every_method():
     torch.testing.assert_close((s2.pg, s2.kl), (advantages, torch.tensor([[0.02, 0.02]])))
     ce = coefficients(Stage1(method="supervised", beta2=0.3), advantages)
     torch.testing.assert_close((ce.pg, ce.kl), (torch.tensor([[0.0, 1.0]]), torch.tensor([[0.3, 0.0]])))
-
-
-@pytest.mark.parametrize(
-    ("reply", "reference", "correct"),
-    [
-        ("The answer is 824", "824", True),
-        ("Step by step: 8+6=14, 7+5+1=13, 4+3+1=8. The answer is 834", "834", True),
-        ("834 is close, but it is 835", "834", False),
-        ("She makes $1,234.50.", "1234.5", True),
-        ("It is 3/4 of it", "75%", True),
-        ("A: 18", "... = 18\n#### 18", True),
-        ("The answer is 18 or 20", "18", False),
-        ("The answer is not 18. It must be 20", "18", False),
-        ("The answer is 12 + 6 = 18", "18", True),
-        ("I will answer in 2 steps. 9+9=18", "18", True),
-        ("#### 18 and that took 2 steps", "18", True),
-        ("So \\boxed{18} after 3 steps", "18", True),
-        ("9" * 5000, "18", False),
-        ("5 kings", "Article 5 of the constitution guarantees it", False),
-        ("1", "the 1st of May", False),
-        ("Paris.", "Paris", True),
-        ("Let me think.\n**Paris**", "Paris", True),
-        ("Paris or Lyon", "Paris", False),
-        ("-5", "5", False),
-        ("I do not know", "5", False),
-        ("", "5", False),
-        ("Answer: 0.50", "1/2", True),
-        ("x = 1/0", "1", False),
-        ("  paris ", "Paris", True),
-        ("Lyon", "Paris", False),
-        ("ソウル", "ソウル", True),
-        ("서울", "서울", True),
-    ],
-)
-def test_grades(reply, reference, correct):
-    assert grade(reply, reference).correct is correct
-
-
-def test_a_closer_number_never_scores_lower_and_only_right_scores_one():
-    scores = [grade(str(n), "100").score for n in range(101)]
-    assert scores == sorted(scores)
-    assert scores[-1] == 1.0
-    assert max(scores[:-1]) < 1.0
-
-
-def test_numbers_are_compared_as_numbers():
-    assert extract_number("1,000") == extract_number("1000.0") == 1000
-    assert extract_number("75%") == extract_number("3/4") == extract_number("0.75")
-
-
-def test_the_reward_function_has_trls_signature():
-    chats = [[{"role": "assistant", "content": "it is 4"}], "it is 5"]
-    rewards = correctness_reward(completions=chats, prompts=["2+2", "2+2"], correct_answer=["4", "4"])
-    assert rewards == [1.0, 0.0]

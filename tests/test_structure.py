@@ -10,9 +10,10 @@ import pytest
 from tests.conftest import REPOSITORY
 
 # Each module may import those before it (and kernels) only.
-ORDER = ["prompts", "recipe", "data", "reward", "metrics", "runs", "report", "kernels", "objective", "rollout", "model"]
+ORDER = ["prompts", "recipe", "sources", "duplicates", "data", "answers", "grading", "reward", "metrics", "runs"]
+ORDER += ["report", "prepare", "kernels", "objective", "rollout", "model"]
 ORDER += ["evaluate", "trainer", "stages", "chat", "cli"]
-LIGHT = {"prompts", "recipe", "data", "reward", "metrics", "runs", "report", "cli"}
+LIGHT = {*ORDER[: ORDER.index("kernels")], "cli"}
 PACKAGE = REPOSITORY / "scorefast"
 
 

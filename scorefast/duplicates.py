@@ -1,0 +1,97 @@
+"""Near duplicates: questions that say the same in almost the same words. Imports no torch.
+
+Two questions are near duplicates if they hold the same numbers in the same order and the Jaccard index of their words
+and pairs of neighbouring words, |A & B| / |A | B|, is at least the threshold. With other numbers it is another
+question, however alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+_CJK = "\u3040-\u30ff\u3400-\u9fff"  # written without spaces: each character counts as a word
+_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
+_NOT_DIGITS = re.compile(r"[^0-9]+")
+# 64 hashes in 16 bands of 4: a pair of Jaccard index 0.8 shares a band with probability 1 - (1 - 0.8^4)^16 = 0.9998
+_HASHES, _BANDS = 64, 16
+_WINDOW = 10  # where many questions share a band, each is compared with so many neighbours
+_SLACK = 0.1  # two standard deviations of a 64-hash estimate of 0.8: what is proposed is then measured exactly
+_BATCH = 20_000
+
+
+def shingles(question: str) -> set[str]:
+    """Words and pairs of neighbouring words."""
+    words = _WORD.findall(question)
+    return {*words, *map(" ".join, pairwise(words))}
+
+
+def jaccard(a: set[str], b: set[str]) -> float:
+    return len(a & b) / len(a | b) if a or b else 1.0
+
+
+def number_key(question: str) -> int:
+    """A hash of the numbers in it, in order; the same for questions without any."""
+    return hash(_NOT_DIGITS.sub(" ", question).strip())
+
+
+def near_duplicates(
+    keys: np.ndarray, texts: Callable[[np.ndarray], Iterable[str]], threshold: float
+) -> list[tuple[tuple[int, str], tuple[int, str]]]:
+    """Pairs of near duplicates, each pair once, the earlier one first: ((position, text), (position, text)).
+
+    keys: (n,) int64, the `number_key` of n questions in normal form without exact repeats. texts: called once with a
+    (n,) mask of those that share their key, if any do, and gives them in order: only they are held in memory.
+
+    MinHash (rensa) with locality-sensitive hashing proposes pairs, their exact Jaccard index decides.
+    """
+    _, same_numbers, count = np.unique(keys, return_inverse=True, return_counts=True)
+    wanted = count[same_numbers] > 1
+    if not wanted.any():
+        return []
+    held = list(texts(wanted))
+    position = np.flatnonzero(wanted).tolist()
+    pairs = _proposed(held, same_numbers[wanted], threshold - _SLACK)
+    near = [(i, j) for i, j in pairs if jaccard(shingles(held[i]), shingles(held[j])) >= threshold]
+    return [((position[i], held[i]), (position[j], held[j])) for i, j in near]
+
+
+def _proposed(texts: Sequence[str], same_numbers: np.ndarray, threshold: float) -> list[tuple[int, int]]:
+    """Pairs of the same numbers that share a band and whose signatures agree in at least `threshold` of the hashes."""
+    signatures = _signatures(texts)
+    bands = [_mixed(np.column_stack([same_numbers, part])) for part in np.split(signatures, _BANDS, axis=1)]
+    pairs: set[tuple[int, int]] = set()
+    for band, other in zip(bands, bands[1:] + bands[:1], strict=True):
+        keys = band << np.uint64(24) | other >> np.uint64(40)  # those that share a second band stand side by side
+        order = np.argsort(keys)
+        keys = keys[order] >> np.uint64(24)
+        for distance in range(1, min(_WINDOW, len(texts) - 1) + 1):
+            met = np.flatnonzero(keys[distance:] == keys[:-distance])
+            a, b = order[met], order[met + distance]
+            close = (signatures[a] == signatures[b]).mean(axis=1) >= threshold
+            close &= same_numbers[a] == same_numbers[b]
+            pairs.update(zip(np.minimum(a, b)[close].tolist(), np.maximum(a, b)[close].tolist(), strict=True))
+    return sorted(pairs)
+
+
+def _mixed(columns: np.ndarray) -> np.ndarray:
+    """(n,) uint64 hashes of the rows of an integer matrix (multiply and fold, after FNV)."""
+    mixed = np.full(len(columns), 0xCBF29CE484222325, dtype=np.uint64)
+    for column in columns.T.astype(np.uint64):
+        mixed = (mixed ^ column) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(32)
+    return mixed
+
+
+def _signatures(texts: Sequence[str]) -> np.ndarray:
+    """(n, _HASHES) uint32: two agree in an expected share of their hashes equal to their Jaccard index."""
+    from rensa import RMinHash
+
+    signatures = np.empty((len(texts), _HASHES), dtype=np.uint32)
+    for start in range(0, len(texts), _BATCH):
+        sets = [list(shingles(text)) for text in texts[start : start + _BATCH]]
+        signatures[start : start + len(sets)] = RMinHash.digest_matrix_from_token_sets(sets, _HASHES, 0).to_rows()
+    return signatures

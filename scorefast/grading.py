@@ -1,0 +1,417 @@
+"""Graders: is a reply right, and how near is it? Every figure this tool reports rests here. Imports no torch.
+
+A grader sees the reply, the reference answer and, where there is one, the question; what counts as the reply's answer
+is decided in `answers` alone. `benchmarks/results/graders.md` shows where graders differ.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import IO, Any, Literal, cast, get_args
+
+from scorefast.answers import LONGEST, Number, ends_on_number, final_answer, final_number, parse_number
+from scorefast.answers import reference_number as _reference_number
+from scorefast.data import normalized
+from scorefast.recipe import GraderName, UserError
+
+Chosen = Literal["exact", "numeric", "math", "contains", "choice"]  # every GraderName but auto
+GRADERS: tuple[Chosen, ...] = get_args(Chosen)
+MATH_SECONDS = 5.0  # for one comparison of two expressions; without a verdict by then they are not equal
+
+_BELOW_ONE = 1 - 1e-9  # the most a wrong answer scores
+_EDGES = " .,;:!?*_`\"'()[]{}<>«»“”‘’「」『』。、…~"  # markup and punctuation around a word; no sign, %, $, #
+
+
+@dataclass(frozen=True)
+class Grade:
+    """correct: counted as right. score in [0, 1]: how near, 1 exactly when correct. answer: what was graded."""
+
+    correct: bool
+    score: float
+    answer: str = ""
+
+
+def grade(reply: str, reference: str, grader: GraderName = "auto", question: str | None = None) -> Grade:
+    """Grade one reply against its reference answer.
+
+    numeric: the one number the reply commits to equals the reference's, as exact fractions (3/4 = 0.75 = 75 %, units
+      ignored, no tolerance; a percentage also equals the bare number of per cent). Score 1 / (1 + |a - r| / |r|).
+    math: equal as mathematics, by math-verify, in a process of its own with a time limit.
+    exact: the marked answer, the last line or the whole reply equals the reference after NFKC, case, white space, and
+      punctuation at the edges of words.
+    choice: the one letter A to E (or ① to ⑤) the reply commits to.
+    contains: the reference stands as a word in the marked answer or the last line, neither denied nor among others.
+    auto: `auto_grader` of this one reference.
+
+    Score of a wrong text: the better of rapidfuzz's edit and token-sort ratio. A sentence of `question` that the reply
+    repeats is not part of its answer.
+    """
+    chosen = auto_grader(reference) if grader == "auto" else cast(Chosen, grader)
+    reply, reference = reply[-LONGEST:], reference[-LONGEST:]
+    if question:
+        reply = without_question(reply, question)
+    return _GRADES[chosen](reply, reference)
+
+
+_FORMULA = re.compile(
+    r"(?!.*[A-Za-z]{3})[\dA-Za-z\s+\-*/^=()\[\]{},.|<>!]*[\^=(\[{<>*+][\dA-Za-z\s+\-*/^=()\[\]{},.|<>!]*"
+)
+
+
+@lru_cache(maxsize=65_536)
+def auto_grader(reference: str) -> Chosen:
+    """The grader that fits a reference answer: numeric where it ends on a number, choice for a letter A to E alone,
+    math for LaTeX and formulas, else exact."""
+    if _LETTER_ALONE.fullmatch(reference.strip()):
+        return "choice"
+    if ends_on_number(reference):
+        return "numeric"
+    return "math" if re.search(r"\\[a-zA-Z]+|\$[^$]+\$", reference) or _FORMULA.fullmatch(reference) else "exact"
+
+
+def without_question(reply: str, question: str) -> str:
+    """The reply without those sentences of the question (of 12 characters and more) that it repeats."""
+    for sentence in re.split(r"(?<=[.!?。？])\s+|\n", question.strip()):
+        if len(sentence) >= 12 and sentence in reply:
+            reply = reply.replace(sentence, "\n")
+    return reply
+
+
+def grade_lines(file: str, grader: GraderName) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, object) of a JSONL file, `-` for stdin, each with `correct` and `score` added.
+
+    An object has `answer`, `reference` and, where known, `label` (true or false), `grader`, `question`. Raises
+    UserError naming file and line.
+    """
+    try:
+        stream = sys.stdin if file == "-" else open(file, encoding="utf-8-sig", errors="replace")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from None
+    with stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            row = _graded_line(f"{file}: line {number}", line, grader)
+            yield number, row
+
+
+def _graded_line(where: str, line: str, grader: GraderName) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected an object with answer and reference")
+    for key in ("answer", "reference", "question"):
+        if isinstance(row.get(key), int | float) and not isinstance(row[key], bool):
+            continue
+        if not isinstance(row.get(key), str) and (key != "question" or row.get(key) is not None):
+            raise UserError(f"{where}: {key!r} is missing or no text; an object has answer and reference")
+    if row.get("label") not in (None, True, False):
+        raise UserError(f"{where}: 'label' is {row['label']!r}; expected true or false")
+    if row.get("grader") not in (None, *get_args(GraderName)):
+        raise UserError(f"{where}: 'grader' is {row['grader']!r}; expected one of {', '.join(get_args(GraderName))}")
+    question = None if row.get("question") is None else str(row["question"])
+    found = grade(str(row["answer"]), str(row["reference"]), row.get("grader") or grader, question)
+    return row | {"correct": found.correct, "score": round(found.score, 6)}
+
+
+# --- numeric -----------------------------------------------------------------------------------------------------
+
+
+def _numeric(reply: str, reference: str) -> Grade:
+    number, truth = final_number(reply), _reference_number(reference)
+    if number is None or truth is None:
+        return Grade(False, 0.0)
+    return compare_numbers(number, truth)
+
+
+def compare_numbers(number: Number, truth: Number) -> Grade:
+    """Equal as one of their readings, or the nearness 1 / (1 + relative error); relative to 1 where the truth is 0."""
+    if number.value == truth.value:
+        return Grade(True, 1.0, str(number))
+    pairs = [(a, r) for a in number.readings() for r in truth.readings() if a == number.value or r == truth.value]
+    if any(a == r for a, r in pairs):
+        return Grade(True, 1.0, str(number))
+    return Grade(False, min(max(_nearness(a, r) for a, r in pairs), _BELOW_ONE), str(number))
+
+
+def _nearness(a: Fraction | int, r: Fraction | int) -> float:
+    """1 / (1 + |a - r| / |r|) in whole numbers, so that it is rounded once."""
+    size = abs(r.numerator) * a.denominator or a.denominator * r.denominator
+    return size / (size + abs(a.numerator * r.denominator - r.numerator * a.denominator))
+
+
+# --- texts -------------------------------------------------------------------------------------------------------
+
+
+def bare(text: str) -> str:
+    """NFKC, case-folded, single spaces, every word without punctuation and markup at its edges."""
+    words = (word.strip(_EDGES) for word in normalized(text).split())
+    return " ".join(word for word in words if word) or normalized(text)
+
+
+def similarity(text: str, reference: str) -> float:
+    """In [0, 1): the better of the edit ratio and the token-sort ratio of the two normal forms."""
+    from rapidfuzz import fuzz
+
+    a, b = bare(text[-2000:]), bare(reference[-2000:])
+    return min(max(fuzz.ratio(a, b), fuzz.token_sort_ratio(a, b)) / 100, _BELOW_ONE)
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rsplit("\n", 1)[-1]
+
+
+def _unlatexed(text: str) -> str:
+    return re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r"\1", text).replace("$", "")
+
+
+def _exact(reply: str, reference: str) -> Grade:
+    final = final_answer(reply)
+    truth = final_answer(reference)
+    right = bare(_unlatexed(truth.text)) if truth.whole else bare(reference)
+    candidates = [bare(reply), bare(_last_line(reply))]
+    if final.marked:
+        candidates.append(bare(_unlatexed(final.text)))
+    if right in candidates:
+        return Grade(True, 1.0, right)
+    return Grade(False, max(similarity(c, right) for c in candidates), candidates[-1])
+
+
+_OTHERS = re.compile(r"\bor\b|\beither\b|또는|혹은|아니면|이거나")
+_DENIAL = re.compile(
+    r"\b(?:not|never|neither|nor|no|cannot|isn't|wasn't|aren't|doesn't|don't|rather than|instead of)\b"
+)
+_DENIED_AFTER = re.compile(
+    r"[^\s.,]*\s?(?:(?:은|는|이|가)\s)?(?:아니|아닙|아닌|틀)|\s(?:is|was|are)\s(?:not|wrong|incorrect|false)\b"
+)
+_PARTICLES = (
+    "은|는|이|가|을|를|의|에|에서|에게|로|으로|와|과|도|만|까지|부터|이다|다|입니다|이에요|예요|이야|야|이며|이고|라고|이라고|라는|이라는"
+    "|였다|이었다|였습니다|이었습니다|이죠|죠|인|란|이란|네요|이네요"
+)
+
+
+def _contains(reply: str, reference: str) -> Grade:
+    final = final_answer(reply)
+    said = bare(_unlatexed(final.text if final.marked else _last_line(reply)))
+    asked = (final.text if final.marked else _last_line(reply)).rstrip(" *_`\"')").endswith(("?", "？"))
+    right = bare(_unlatexed(reference))
+    if not asked and right and _states(said, right):
+        return Grade(True, 1.0, right)
+    return Grade(False, similarity(said, right), said)
+
+
+def _states(said: str, right: str) -> bool:
+    if _OTHERS.search(said) and not _OTHERS.search(right):
+        return False
+    korean = f"(?:{_PARTICLES})?" if re.search(r"[가-힣]$", right) else ""
+    for match in re.finditer(rf"(?<![\w]){re.escape(right)}{korean}(?!\w)", said):
+        before, after = said[: match.start()], said[match.end() :]
+        joined = re.search(r"(?:\band|&|,\s?및|그리고|와|과)\s?$", before) or re.match(r"\W*(?:and\b|그리고|&)", after)
+        if joined or (match.group() != right and match.group()[len(right) :] in ("와", "과")):
+            continue
+        if not _DENIAL.search(re.split(r"\bbut\b|[;:]", before[-60:])[-1]) and not _DENIED_AFTER.match(
+            said, match.start() + len(right)
+        ):
+            return True
+    return False
+
+
+# --- choice ------------------------------------------------------------------------------------------------------
+
+_CIRCLED = str.maketrans("①②③④⑤ⓐⓑⓒⓓⓔⒶⒷⒸⒹⒺ", "ABCDEABCDEABCDE")
+_LETTER_ALONE = re.compile(r"[(\[]?[A-E①-⑤][)\].]?")
+# A letter at the beginning of an answer: `B`, `(B)`, `**B**`, `B) Paris`, `B입니다`, `option B`.
+_LEADING = re.compile(
+    r"""[\s*_`$({\["']* (?:(?:the\s+)?(?:option|choice|letter|answer|보기)\b[\s:]*)? [*_`(\["']*
+    (?P<letter>[A-E]) (?: [)\]}*_`"'$]* (?=$|[\s.,:;!?)\]]|[가-힣]) )""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_ARTICLE = re.compile(r"\s+(?!because|since|as|is|and|or|in|for|which|\()[a-z]", re.ASCII)
+_LATER = re.compile(
+    r"""\((?P<bracketed>[A-Ea-e])\)
+    | \b(?i:option|choice|choose|pick|select|go\ with|letter|so|therefore|thus|hence|it\ is|it's)\b[,:]?
+      (?:\s+(?:here\s+)?is)?
+      \s+(?:it(?:'s|\ is|\ must\ be)\s+|the\ (?:\w+\ )?(?:answer|choice|option)\ is\s+)?
+      [*_(\["']*(?P<cued>[A-E])(?![\w'’])
+    | (?P<korean>[A-E])(?=\s?(?:번|이다|입니다|이|가|를|을|라고)(?![A-Za-z]))""",
+    re.VERBOSE,
+)
+_DENIED_LETTER = re.compile(
+    r"\W*(?:(?:is|are|was)\s+(?:not|wrong|incorrect|false)|isn't|번?[은는이가]?\s?(?:아니|아닙|틀))"
+)
+_ANOTHER = re.compile(r"(?<![A-Za-z0-9'])[(\[*_]*([A-E])[)\]*_]*(?![A-Za-z0-9'])")
+_JOINT = re.compile(
+    r"[\s)\]*_]*(?:,|/|&|\bor\b|\band\b|또는|혹은|아니면|이나|나|와|과)\s*(?:maybe|perhaps|also)?[\s(\[*_]*"
+)
+
+
+def _choice(reply: str, reference: str) -> Grade:
+    letter, truth = chosen_letter(reply), chosen_letter(reference)
+    right = letter is not None and letter == truth
+    return Grade(right, float(right), letter or "")
+
+
+def chosen_letter(reply: str) -> str | None:
+    """The one letter a reply commits to; None where it commits to none or to several."""
+    final = final_answer(reply.translate(_CIRCLED))
+    text = _unlatexed(final.text).strip()
+    if not final.marked:
+        lines = [line for line in text.split("\n") if line.strip()]
+        text = lines[-1].strip() if lines else ""
+    if text.endswith(("?", "？")):
+        return None
+    match = _LEADING.match(text)
+    alone = match is not None and not text[match.end() :].strip(" .*_`)\"'!$")
+    if match and not alone and not final.marked and not re.match(r"[)\].:]", text[match.end("letter") :].lstrip("*_")):
+        match = None  # without a marker, a line that begins with a letter and goes on is prose
+    if match and match["letter"] in "Aa" and not alone and _ARTICLE.match(text, match.end()):
+        match = None
+    if match and match["letter"].islower() and not alone and not re.match(r"\W", text[match.end("letter") :]):
+        match = None
+    if match and not final.marked and re.search(r"\([A-E]\)", text[match.end() :]):
+        match = None  # it goes through the options
+    if match and _DENIED_LETTER.match(text, match.end("letter")):
+        return None
+    if match:
+        return None if _several(text, match["letter"].upper(), match.end("letter")) else match["letter"].upper()
+    stated = [m for m in _LATER.finditer(text) if not _letter_denied(text, m)]
+    if not stated:
+        return None
+    last = stated[-1]
+    letter = (last["bracketed"] or last["cued"] or last["korean"]).upper()
+    at = last.start() + max(last.group().upper().rfind(letter), 0)
+    before = [m for m in _ANOTHER.finditer(text, 0, at) if m[1] != letter and _JOINT.fullmatch(text[m.end(1) : at])]
+    return None if before or _several(text, letter, at + 1) else letter
+
+
+def _letter_denied(text: str, match: re.Match[str]) -> bool:
+    before, after = text[max(match.start() - 20, 0) : match.end()], text[match.end() :]
+    denied = re.search(r"(?:\bnot|n't|neither|nor|rule out|eliminate)\s+(?:\w+\s+)?[(*_\w]*\W*$", before, re.IGNORECASE)
+    return bool(denied or _DENIED_LETTER.match(after))
+
+
+def _several(text: str, letter: str, end: int) -> bool:
+    """Whether another letter is joined to this one: `B or C`, `A, B`, `B와 C`."""
+    other = _ANOTHER.search(text, end)
+    if re.match(r"[)\]*_]*\s*(?:번\s?)?(?:이?나|와|과|또는|혹은|아니면)\s*[(]?[A-E]", text[end:]):
+        return True
+    return other is not None and other[1] != letter and _JOINT.fullmatch(text[end : other.start(1)]) is not None
+
+
+# --- math --------------------------------------------------------------------------------------------------------
+
+_SPAN = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$(.+?)(?<!\\)\$", re.DOTALL)
+_LITERAL = re.compile(r"\\[lcvd]?dots\b|\.\.\.|\d\s*_\{?\d")  # 1, 2, ..., n and 52_8: math-verify reads only a part
+_OR = re.compile(r"\s*(?:\\text\s*\{\s*(?:or|and|,?\s*or)\s*\}|\b(?:or|and)\b|또는|혹은|아니면|그리고)\s*")
+
+
+def _math(reply: str, reference: str) -> Grade:
+    answer, truth = _expression(reply), _expression(reference)
+    if not answer or not truth:
+        return Grade(False, 0.0, answer)
+    number, right = parse_number(answer), parse_number(truth)
+    if number is not None and right is not None:
+        return compare_numbers(number, right)
+    same = "".join(answer.split()) == "".join(truth.split())
+    if same or (not _LITERAL.search(answer + truth) and _WORKER.equal(truth, answer)):
+        return Grade(True, 1.0, answer)
+    return Grade(False, similarity(answer, truth), answer)
+
+
+def _expression(text: str) -> str:
+    """The LaTeX a text commits to: its marked answer, else its last formula, else its last line if that is short."""
+    final = final_answer(text)
+    if final.marked:
+        spans = list(_SPAN.finditer(final.text)) if not final.whole else []
+        said = final.text
+        if len(spans) == 1 and not re.search(r"\bnot\s*$", final.text[: spans[0].start()]):
+            said = next(filter(None, spans[0].groups()))
+        return _tidy(said)
+    line = _last_line(text)
+    if line.rstrip().endswith("?"):
+        return ""
+    spans = list(_SPAN.finditer(line))
+    if spans:
+        first = len(spans) - 1
+        while first and _OR.fullmatch(line[spans[first - 1].end() : spans[first].start()]):
+            first -= 1  # "$1$ or $2$" is one answer of two values
+        if re.search(r"\bnot\s*$", line[: spans[first].start()]):
+            return ""
+        return _tidy(", ".join(next(filter(None, s.groups())) for s in spans[first:]))
+    return _tidy(line) if len(line) <= 80 else str(final_number(text) or "")
+
+
+def _tidy(text: str) -> str:
+    text = text.strip().strip("$").strip().rstrip(".").strip("*").strip()
+    if re.match(r"not\b", text, re.IGNORECASE):
+        return ""
+    text = re.sub(r"\\(?:mathrm|text|mathbf)\s*\{(\w)\}", r"\1", text).replace(r"\varnothing", r"\emptyset")
+    text = re.sub(r"(?<=\d)_\{(\d+)\}", r"_\1", text)
+    return re.sub(r",\s*,", ",", _OR.sub(", ", text))[:1000]
+
+
+class MathWorker:
+    """math-verify in a process of its own: it can be stopped, on any thread, whatever sympy is at.
+
+    math-verify's own limit is an alarm signal, which only the main thread gets and which cannot stop one long
+    multiplication.
+    """
+
+    def __init__(self, seconds: float = MATH_SECONDS):
+        self.seconds = seconds
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+
+    def equal(self, truth: str, answer: str) -> bool:
+        """math-verify's verdict on two LaTeX expressions; False after `seconds` (or if the process dies of it)."""
+        with self._lock:
+            process = self._running()
+            timer = threading.Timer(self.seconds, process.kill)
+            timer.start()
+            try:
+                cast(IO[str], process.stdin).write(json.dumps([truth, answer]) + "\n")
+                cast(IO[str], process.stdin).flush()
+                line = cast(IO[str], process.stdout).readline()
+            except OSError:  # died before it read
+                line = ""
+            finally:
+                timer.cancel()
+            if not line:
+                process.kill()
+                process.wait()
+                self._process = None
+            return line == "true\n"
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "scorefast.math_worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                encoding="utf-8",
+            )
+            if cast(IO[str], self._process.stdout).readline() != "ready\n":
+                raise RuntimeError("math-verify does not start: run `python -m scorefast.math_worker` to see why")
+        return self._process
+
+
+_WORKER = MathWorker()
+_GRADES: dict[Chosen, Callable[[str, str], Grade]] = {
+    "exact": _exact,
+    "numeric": _numeric,
+    "math": _math,
+    "contains": _contains,
+    "choice": _choice,
+}

@@ -1,0 +1,54 @@
+"""math-verify behind a pipe: a line of JSON [truth, answer] in, `true` or `false` out. Run by `grading.MathWorker`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+from typing import Any
+
+MEMORY = 2 * 1024**3  # bytes: 10^10^10 is to fail here, not to fill the machine
+
+
+TOLERANCE = 1e-9  # relative: math-verify rounds to 6 decimals, and so takes 2^-98 for 2^-99 and 0.3333333 for 1/3
+
+
+def equal(truth: str, answer: str) -> bool:
+    """math-verify's verdict, but values that differ are not equal however small, and i is the imaginary unit if both
+    are expressions of it alone."""
+    from math_verify import parse, verify
+    from sympy import Expr, I, simplify
+
+    both = [parse(f"${text}$", parsing_timeout=None) for text in (truth, answer)]
+    if not all(both):
+        return False
+    first: Any = [parsed[0] for parsed in both]
+    if all(isinstance(e, Expr) for e in first):
+        first = [
+            e.subs(dict.fromkeys(e.free_symbols, I)) if {s.name for s in e.free_symbols} == {"i"} else e for e in first
+        ]
+        if not any(e.free_symbols for e in first):
+            a, b = (e.evalf(30) for e in first)
+            if abs(a - b) > TOLERANCE * max(abs(a), abs(b)):
+                return False
+            if any(e.has(I) for e in first):
+                return simplify(first[0] - first[1]) == 0
+    return bool(verify(*both, timeout_seconds=None))
+
+
+def main() -> None:
+    with contextlib.suppress(ImportError, ValueError, OSError):  # no such limits on Windows
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    import math_verify  # noqa: F401  what takes long, before the first question
+
+    logging.disable(logging.ERROR)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(json.dumps(equal(*json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

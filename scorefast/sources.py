@@ -1,0 +1,306 @@
+"""Files of any common kind in, rows out: nothing vanishes silently. Imports no torch.
+
+What cannot be read as a row comes out as a BadRow, what makes a source unreadable is a UserError naming the file, what
+had to be assumed goes to `note`. Memory is bounded whatever the size, but for .json files, which are read whole.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TextIO
+
+from scorefast.recipe import UserError
+
+KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+ACCEPTED = f"{', '.join(KINDS)} (all but .parquet also with {' or '.join(COMPRESSIONS)})"
+PROSE = re.compile(r"(readme|licen[sc]e|notice|citation|changelog)\b.*|.*\.(md|txt|rst)", re.IGNORECASE)
+LARGEST_CELL = 2**25  # characters; bounds what a quote that is never closed can swallow
+RAW_KEPT = 2000
+CHUNK, SAMPLE = 2**20, 2**18  # bytes read at a time, and looked at to tell a legacy encoding
+BOMS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+
+class Row(NamedTuple):
+    file: str
+    line: int  # 1-based, on which the row begins; in .json, Parquet and datasets the 1-based number of the row
+    values: dict[str, Any]
+
+
+class BadRow(NamedTuple):
+    file: str
+    line: int
+    reason: str
+    raw: str  # the first RAW_KEPT characters of it
+
+
+def read_rows(
+    source: str,
+    *,
+    encoding: str = "auto",
+    note: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[Row | BadRow]:
+    """The rows of a file, a folder of files, a folder that `save_to_disk` wrote or `hub:owner/name[/config][:split]`.
+
+    `progress` is given bytes read and bytes in all, as they lie on disk. Only `hub:` touches the network.
+    """
+    files, skipped = ([], []) if source.startswith("hub:") else _find(Path(source))
+    if not files or files[0].suffix == ".arrow":
+        yield from _dataset_rows(source, progress)
+        return
+    for path in skipped:
+        note(f"{path}: skipped, not one of {ACCEPTED}")
+    sizes = [path.stat().st_size for path in files]
+    for i, path in enumerate(files):
+        try:
+            with path.open("rb") as raw:
+                for number, row in enumerate(_file_rows(path, raw, encoding, note), 1):
+                    yield row
+                    if number % 4096 == 0:
+                        progress(sum(sizes[:i]) + raw.tell(), sum(sizes))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: {getattr(error, 'strerror', None) or _one_line(error)}") from None
+        progress(sum(sizes[: i + 1]), sum(sizes))
+
+
+def source_files(source: str) -> list[Path]:
+    """The files a local source consists of, in reading order; none for a hub id. Raises UserError."""
+    return [] if source.startswith("hub:") else _find(Path(source))[0]
+
+
+def _kind(path: Path) -> str:
+    """The suffix that says how to read a file, its compression's left out; "" if it is none of KINDS."""
+    compressed = path.suffix.lower() in COMPRESSIONS
+    kind = Path(path.stem if compressed else path.name).suffix.lower()
+    return kind if kind in KINDS and not (compressed and kind == ".parquet") else ""
+
+
+def _find(path: Path) -> tuple[list[Path], list[Path]]:
+    """The files to read, and those skipped that are worth a word. Raises UserError where there is none to read."""
+    try:
+        if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            return [path / file["filename"] for file in state["_data_files"]], []
+        if (path / "dataset_dict.json").is_file():
+            splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            raise UserError(f"{path}: holds the splits {', '.join(splits)}: give one of them, e.g. {path / splits[0]}")
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+        seen = sorted(p for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else [path]
+    except (OSError, ValueError, LookupError, TypeError) as error:  # the latter where save_to_disk's files are damaged
+        raise UserError(f"{path}: cannot be read: {_one_line(error)}") from None
+    files = [p for p in seen if _kind(p) and p.is_file()]
+    if not files:
+        raise UserError(f"{path}: {'holds no file to read; ' if path.is_dir() else ''}expected one of {ACCEPTED}")
+    return files, [p for p in seen if p not in files and not PROSE.fullmatch(p.name)]
+
+
+def _file_rows(path: Path, raw: BinaryIO, encoding: str, note: Callable[[str], None]) -> Iterator[Row | BadRow]:
+    if _kind(path) == ".parquet":
+        return _parquet_rows(path, raw)
+    codec, errors = _find_encoding(path, encoding, note)
+    stream = _decompressed(path, raw)
+    newline = "\n" if b"\n" in stream.peek() else ""  # "" also knows "\r" alone, and is slower
+    text = io.TextIOWrapper(stream, encoding=codec, errors=errors, newline=newline)
+    if _kind(path) in {".csv", ".tsv"}:
+        return _csv_rows(path, text, note)
+    return _json_rows(path, text) if _kind(path) == ".json" else _jsonl_rows(path, text)
+
+
+def _decompressed(path: Path, raw: BinaryIO) -> io.BufferedReader:
+    if path.suffix.lower() not in COMPRESSIONS:
+        return raw  # type: ignore[return-value]
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.CompressedInputStream(raw, COMPRESSIONS[path.suffix.lower()]), SAMPLE)
+
+
+def _csv_rows(path: Path, text: TextIO, note: Callable[[str], None]) -> Iterator[Row | BadRow]:
+    csv.field_size_limit(LARGEST_CELL)
+    blank, first = next(((n, line) for n, line in enumerate(text) if line.strip()), (0, ""))
+    delimiter = "\t" if _kind(path) == ".tsv" else ","
+    seen: list[str] = []  # the lines of the row being read
+    try:
+        head = next(csv.reader([first], delimiter=delimiter), [])
+        if delimiter == "," and len(head) == 1 and (other := next((d for d in "\t;" if d in head[0]), "")):
+            note(f"{path}: its header has no comma: cells end at {other!r} (assumed)")
+            delimiter = other
+        reader = csv.reader(_remembering(itertools.chain([first], text), seen), delimiter=delimiter, strict=True)
+        names = [name.strip() for name in next(reader, [])]
+    except csv.Error as error:
+        raise UserError(f"{path}: line {blank + 1}: {error}") from None
+    if problem := _header_problem(names) or _text_problem("".join(names), text):
+        raise UserError(f"{path}: {problem}")
+    file, suspect = str(path), text.errors != "strict"
+    while True:
+        seen.clear()
+        line = blank + reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            if "unexpected end" in str(error) or "field larger" in str(error):
+                raise UserError(f"{path}: line {line}: a quote in this row is never closed ({error})") from None
+            problem = f"not CSV: {error} in lines {line} to {blank + reader.line_num}"
+            yield BadRow(file, line, problem, "".join(seen)[:RAW_KEPT])
+            continue
+        if cells is None:
+            return
+        problem = _text_problem("".join(cells), text) if suspect else None
+        if len(cells) == len(names) and not problem:
+            yield Row(file, line, dict(zip(names, cells, strict=False)))
+        elif cells:
+            problem = problem or f"{len(cells)} cells, the header has {len(names)}"
+            yield BadRow(file, line, problem, "".join(seen)[:RAW_KEPT])
+
+
+def _remembering(lines: Iterable[str], seen: list[str]) -> Iterator[str]:
+    for line in lines:
+        seen.append(line)
+        yield line
+
+
+def _header_problem(names: list[str]) -> str | None:
+    if "" in names:
+        return f"column {names.index('') + 1} of {len(names)} has no name in the header"
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        return f"the header names {', '.join(twice)} more than once"
+    return None if names else "the file is empty"
+
+
+def _text_problem(part: str, text: TextIO) -> str | None:
+    if "\0" in part:
+        return "NUL character"
+    if re.search("[\udc80-\udcff]", part) and text.errors != "strict":
+        return f"not {text.encoding.removesuffix('-sig').upper()}"
+    return "half a surrogate pair" if re.search("[\ud800-\udfff]", part) else None
+
+
+def _jsonl_rows(path: Path, text: TextIO) -> Iterator[Row | BadRow]:
+    for number, line in enumerate(text, 1):
+        if line.strip():
+            value, problem = _parsed(line)
+            problem = problem or _object_problem(value, line, text)
+            yield BadRow(str(path), number, problem, line[:RAW_KEPT]) if problem else Row(str(path), number, value)
+
+
+def _json_rows(path: Path, text: TextIO) -> Iterator[Row | BadRow]:
+    whole = text.read()
+    rows, problem = _parsed(whole)
+    if isinstance(rows, dict):
+        lists = [v for v in rows.values() if isinstance(v, list) and any(isinstance(row, dict) for row in v)]
+        rows = lists[0] if len(lists) == 1 else None
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: {problem or 'expected a list of objects, or an object with exactly one such list'}")
+    for number, row in enumerate(rows, 1):
+        problem = _object_problem(row, whole, text)
+        yield BadRow(str(path), number, problem, json.dumps(row)[:RAW_KEPT]) if problem else Row(str(path), number, row)
+
+
+def _parsed(text: str) -> tuple[Any, str | None]:
+    try:
+        return json.loads(text), None
+    except (ValueError, RecursionError) as error:  # malformed or a number of too many digits, nested too deeply
+        return None, f"not JSON: {_one_line(error)}"
+
+
+def _object_problem(value: Any, written: str, text: TextIO) -> str | None:
+    if not isinstance(value, dict):
+        return "not an object"
+    may_hold = text.errors != "strict" or "\\u" in written
+    return _text_problem(json.dumps(value, ensure_ascii=False), text) if may_hold else None
+
+
+def _parquet_rows(path: Path, raw: BinaryIO) -> Iterator[Row | BadRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        batches = pq.ParquetFile(raw).iter_batches(batch_size=1024)
+        for number, values in enumerate((values for batch in batches for values in batch.to_pylist()), 1):
+            yield Row(str(path), number, values)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise UserError(f"{path}: not Parquet, or damaged: {_one_line(error)}") from None
+
+
+def _dataset_rows(source: str, progress: Callable[[int, int], None]) -> Iterator[Row | BadRow]:
+    from datasets import load_dataset, load_from_disk
+
+    hub = re.fullmatch(r"hub:([^/:]+/[^/:]+)(?:/([^/:]+))?(?::([^:]+))?", source)
+    if source.startswith("hub:") and not hub:
+        raise UserError(f"{source}: expected hub:owner/name[/config][:split]")
+    try:
+        dataset = load_dataset(hub[1], hub[2], split=hub[3] or "train") if hub else load_from_disk(source)
+    except Exception as error:  # offline, not found, gated, damaged: whatever it is, one line
+        raise UserError(f"{source}: cannot be loaded: {_one_line(error)}") from None
+    total, number = sum(Path(file["filename"]).stat().st_size for file in dataset.cache_files), itertools.count(1)
+    for start in range(0, len(dataset), 1024):
+        table = dataset.with_format("arrow")[start : start + 1024]
+        yield from (Row(source, next(number), values) for values in table.to_pylist())
+        progress(total * (start + len(table)) // len(dataset), total)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _find_encoding(path: Path, given: str, note: Callable[[str], None]) -> tuple[str, str]:
+    """Codec and error handler, which is "strict" only where the scan saw neither NULs nor undecodable bytes."""
+    if given != "auto":
+        try:
+            "".encode(given)
+            return "utf-8-sig" if codecs.lookup(given).name == "utf-8" else given, "surrogateescape"
+        except (LookupError, ValueError):
+            raise UserError(f"data.encoding={given}: not an encoding that Python knows (utf-8, cp949, ...)") from None
+    nul, broken, surplus = False, 0, 0  # surplus: the bytes of well-formed sequences but for the first of each
+    decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+    with path.open("rb") as raw:
+        stream = _decompressed(path, raw)
+        head = stream.read(CHUNK)
+        if bom := next((bom for bom in BOMS if head.startswith(bom)), None):
+            return BOMS[bom], "surrogateescape"
+        even, odd = head[::2].count(0), head[1::2].count(0)
+        utf16 = max(even, odd) > max(4 * min(even, odd), len(head) / 10)  # every other byte of ASCII characters is NUL
+        codec = ("utf-16-le" if odd > even else "utf-16-be") if utf16 else ""
+        for chunk in [] if codec else itertools.chain([head], iter(lambda: stream.read(CHUNK), b""), [b""]):
+            text = decoder.decode(chunk, final=not chunk)
+            nul = nul or "\0" in text
+            surplus += len(chunk) - len(text)
+            broken += 0 if text.isascii() else len(text) - len(text.encode(errors="ignore").decode())
+    if not codec and not broken:
+        return "utf-8-sig", "surrogateescape" if nul else "strict"
+    codec = codec or ("utf-8-sig" if surplus > broken or head.startswith(codecs.BOM_UTF8) else _legacy_encoding(path))
+    but = f" (but for {broken} bytes it is)" if codec == "utf-8-sig" else ""
+    note(f"{path}: not UTF-8{but}, read as {codec.removesuffix('-sig')} (assumed; --set data.encoding=... overrides)")
+    return codec, "surrogateescape"
+
+
+LEGACY = {"gb18030": "gb18030", "big5hkscs": "cp950", "euc_jis_2004": "euc_jp"}  # the codec, by chardet's name for it
+LEGACY |= {c: c for c in ("cp1252", "iso8859-15", "cp1250", "iso8859-2", "cp1251", "mac-cyrillic", "cp932", "cp949")}
+
+
+def _legacy_encoding(path: Path) -> str:
+    """The codec that chardet's language models rate best: all of LEGACY within 1 % of the top rating read alike."""
+    from chardet import detect_all  # which believes signatures and <meta>: hence the line feeds in front, and no "<"
+
+    sample = b"\n\n"
+    with path.open("rb") as raw:
+        for line in _decompressed(path, raw):
+            sample += b"" if line.isascii() or len(sample) > SAMPLE else line.replace(b"<", b" ")
+    ratings = detect_all(sample, True, compat_names=False, exclude_encodings=["mac-latin2"])  # which has í for ’
+    rated = {rating["encoding"]: rating["confidence"] for rating in ratings}
+    read = [(rated.get(name, 0.0), codec, sample.decode(codec, "replace")) for name, codec in LEGACY.items()]
+    fits = [r for r in read if not re.search("[\x80-\x9f\ue000-\uf8ff\ufffd]", r[2])]  # C1, private use, undecodable
+    close = {text: codec for rating, codec, text in reversed(fits) if rating >= 0.99 * max(rated.values())}
+    if len(close) == 1 and sum(byte > 127 for byte in sample) >= 10:
+        return close.popitem()[1]
+    names = list({text: codec for _, codec, text in sorted(fits, reverse=True)}.values())[:2]
+    unsure = f"not UTF-8, and the encoding is not certain ({' or '.join(names) or 'none that is known fits'})"
+    raise UserError(f"{path}: {unsure}: name it with --set data.encoding={names[0] if names else '...'}")

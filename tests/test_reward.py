@@ -1,0 +1,143 @@
+"""Reward functions: TRL's signature, checked at the start, and never a silent 0."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from scorefast.data import Example
+from scorefast.recipe import UserError
+from scorefast.reward import correctness_reward, grade_example, load_reward, rewards_of, try_reward
+from tests.conftest import QUICK, SHIPPED, scorefast
+
+ROWS = [Example(f"id{i}", f"What is {i} + 1?", str(i), str(i + 1), extra={"level": i}) for i in range(4)]
+
+
+def call(function, replies=("1", "2", "3", "4")):
+    return rewards_of(function, ROWS, [[e.question] for e in ROWS], replies)
+
+
+def test_the_shipped_reward_has_trls_signature():
+    chats = [[{"role": "assistant", "content": "it is 4"}], "it is 5"]
+    rewards = correctness_reward(completions=chats, prompts=["2+2", "2+2"], correct_answer=["4", "4"])
+    assert rewards == [1.0, 0.0]
+    assert call(correctness_reward, ["1", "9", "It is 3", ""]) == [1.0, 0.0, 1.0, 0.0]
+
+
+def test_trls_own_reward_runs_as_it_is():
+    """Completions are chat messages, and the reference stands under the name that TRL uses."""
+    accuracy_reward = load_reward("trl.rewards:accuracy_reward")
+    wrapped = [Example("a", "q", None, r"\boxed{\frac{1}{2}}"), Example("b", "q", None, r"\boxed{3}")]
+    replies = [r"so \boxed{0.5}", r"so \boxed{4}"]
+    assert rewards_of(accuracy_reward, wrapped, [["q"], ["q"]], replies) == [1.0, 0.0]
+
+
+def test_what_a_function_is_given():
+    seen = {}
+
+    def function(completions, **columns):
+        seen.update(columns, completions=completions)
+        return [0.5] * len(completions)
+
+    prompts = [[e.question, "first try", "Check it."] for e in ROWS]
+    assert rewards_of(function, ROWS, prompts, ["a", "b", "c", "d"]) == [0.5] * 4
+    assert seen["completions"][1] == [{"role": "assistant", "content": "b"}]
+    assert [m["role"] for m in seen["prompts"][0]] == ["user", "assistant", "user"]
+    assert seen["correct_answer"] == seen["solution"] == ["1", "2", "3", "4"]
+    assert seen["level"] == [0, 1, 2, 3]
+    assert set(seen) == {
+        *("completions", "prompts", "id", "question", "original_answer", "correct_answer", "solution", "level")
+    }
+
+
+def raises_on_three(completions, **_):
+    return [1 / (int(c[0]["content"]) - 3) for c in completions]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (raises_on_three, r"row id2 \('What is 2 \+ 1\?'\): ZeroDivisionError"),
+        (lambda completions, **_: [0.0], r"returned 1 rewards for 4 completions"),
+        (lambda completions, **_: [None] * len(completions), "row id0 .*returned None, which is no finite number"),
+        (lambda completions, **_: [float("nan")] * len(completions), "row id0 .*returned nan"),
+        (lambda completions: [0.0], "row id0 .*TypeError"),
+    ],
+)
+def test_a_failing_function_stops_with_the_row_named(function, message):
+    with pytest.raises(UserError, match=message) as caught:
+        call(function)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_colon", "expected module:function"),
+        ("no_such_module_here:f", "No module named"),
+        ("json:no_such_function", "has no attribute"),
+        ("json:__doc__", "is not a function"),
+    ],
+)
+def test_a_function_that_cannot_be_had_is_named(name, message):
+    with pytest.raises(UserError, match=message):
+        load_reward(name)
+
+
+def test_a_trial_calls_it_as_training_will():
+    lengths = []
+
+    def function(prompts, completions, **_):
+        lengths.append([len(p) for p in prompts])
+        return [0.0] * len(completions)
+
+    try_reward(function, ROWS, "Check it.")
+    assert lengths == [[1] * 4, [3] * 4] * 2
+
+
+def test_a_rows_own_grader_goes_before_the_recipes():
+    assert not grade_example("It is 18.", Example("a", "q", None, "18", grader="exact"), "numeric").correct
+    assert grade_example("It is 18.", Example("a", "q", None, "18"), "numeric").correct
+
+
+REWARD = """
+def brief(completions, correct_answer, **kwargs):
+    return [-len(c[0]["content"]) / 10 for c in completions]
+
+def broken(completions, **kwargs):
+    if "Step" in str(completions):
+        raise RuntimeError("no steps, please")
+    return [0.0] * len(completions)
+"""
+
+
+def test_a_stage_trains_on_the_functions_rewards(tmp_path):
+    (tmp_path / "mine.py").write_text(REWARD)
+    done = scorefast("stage2", "--data", SHIPPED, "--reward", "mine:brief", *QUICK, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first = json.loads((tmp_path / "runs/stage2/metrics.jsonl").read_text().splitlines()[1])
+    assert first["reward_t1"] < -0.5, "minus a tenth of a reply's length in characters"
+    assert "function: mine:brief" in (tmp_path / "runs/stage2/recipe.yaml").read_text()
+
+
+def test_a_stage_stops_on_a_function_that_fails_and_names_the_row(tmp_path):
+    (tmp_path / "mine.py").write_text(REWARD)
+    done = scorefast("stage2", "--data", SHIPPED, "--reward", "mine:nothing", *QUICK, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "has no attribute 'nothing'" in done.stderr
+    done = scorefast(
+        "stage2", "--data", SHIPPED, "--reward", "mine:broken", *QUICK, "--set", "stage2.max_steps=20", cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "reward function: row " in done.stderr
+    assert "RuntimeError: no steps, please" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_origins_shaping_compares_grades_and_takes_no_function(tmp_path):
+    (tmp_path / "mine.py").write_text(REWARD)
+    flags = ["--reward", "mine:brief", "--set", "stage2.shaping=origin"]
+    done = scorefast("stage2", "--data", SHIPPED, *flags, *QUICK, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "stage2.shaping=paper" in done.stderr
