@@ -291,6 +291,7 @@ _REFUSAL = re.compile(
     r"(?:solve|answer|determine|find|compute|calculate|tell|say|know)\b[^.!?\n]*$",
     re.IGNORECASE,
 )
+_REFUSAL_AFTER = re.compile(r"[^.!?\n]*(?:알|구할|풀|계산할|답할) 수 없")
 _BULLET = re.compile(r"(?m)^[ \t>*_]*\(?(\d{1,2})[.)](?=[ \t]+\S)")
 
 
@@ -311,8 +312,10 @@ def final_number(reply: str) -> Number | None:
         numbers = _asserted(tail)
         if len(numbers) > 3 or len(tail) == len(text):
             break
-    if not numbers or _REFUSAL.search(tail, 0, numbers[-1].start()):
+    if not numbers or _REFUSAL.search(tail, 0, numbers[-1].start()) or _REFUSAL_AFTER.match(tail, numbers[-1].end()):
         return None
+    if any(m.start() > numbers[-1].end() and _value(m) == _value(numbers[-1]) for m in _NUMBER.finditer(tail)):
+        return None  # `... = 12, so it is fewer than 12`
     return _settled(tail, numbers, len(numbers) - 1)
 
 

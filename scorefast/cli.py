@@ -137,7 +137,7 @@ def prepare(
 
         report_.print_prepared(console, done)
         if report:
-            report_.write_data_report(done, settings, folder / "report.html")
+            report_.write_data_report(done, folder / "report.html")
             console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
     print(folder)
 

@@ -56,7 +56,7 @@ def grade(reply: str, reference: str, grader: GraderName = "auto", question: str
     """
     chosen = auto_grader(reference) if grader == "auto" else cast(Chosen, grader)
     reply, reference = reply[-LONGEST:], reference[-LONGEST:]
-    if question:
+    if question and chosen != "choice":  # an option is named in the question's own words
         reply = without_question(reply, question)
     return _GRADES[chosen](reply, reference)
 
@@ -78,9 +78,9 @@ def auto_grader(reference: str) -> Chosen:
 
 
 def without_question(reply: str, question: str) -> str:
-    """The reply without those sentences of the question (of 12 characters and more) that it repeats."""
+    """The reply without those sentences of the question (of 8 characters and more) that it repeats."""
     for sentence in re.split(r"(?<=[.!?。？])\s+|\n", question.strip()):
-        if len(sentence) >= 12 and sentence in reply:
+        if len(sentence) >= 8 and sentence in reply:
             reply = reply.replace(sentence, "\n")
     return reply
 
@@ -236,6 +236,7 @@ _LEADING = re.compile(
     (?P<letter>[A-E]) (?: [)\]}*_`"'$]* (?=$|[\s.,:;!?)\]]|[가-힣]) )""",
     re.VERBOSE | re.IGNORECASE,
 )
+_OPTION = re.compile(r"[*_]*\(?[A-E][).:][*_]*\s+\S")
 _ARTICLE = re.compile(r"\s+(?!because|since|as|is|and|or|in|for|which|\()[a-z]", re.ASCII)
 _LATER = re.compile(
     r"""\((?P<bracketed>[A-Ea-e])\)
@@ -268,6 +269,8 @@ def chosen_letter(reply: str) -> str | None:
     if not final.marked:
         lines = [line for line in text.split("\n") if line.strip()]
         text = lines[-1].strip() if lines else ""
+        if len(lines) > 1 and _OPTION.match(text) and _OPTION.match(lines[-2].strip()):
+            return None  # a list of the options
     if text.endswith(("?", "？")):
         return None
     match = _LEADING.match(text)
@@ -334,7 +337,9 @@ def _expression(text: str) -> str:
     if final.marked:
         spans = list(_SPAN.finditer(final.text)) if not final.whole else []
         said = final.text
-        if len(spans) == 1 and not re.search(r"\bnot\s*$", final.text[: spans[0].start()]):
+        if len(spans) == 1:
+            if _denied_span(final.text, spans[0]):
+                return ""
             said = next(filter(None, spans[0].groups()))
         return _tidy(said)
     line = _last_line(text)
@@ -345,10 +350,14 @@ def _expression(text: str) -> str:
         first = len(spans) - 1
         while first and _OR.fullmatch(line[spans[first - 1].end() : spans[first].start()]):
             first -= 1  # "$1$ or $2$" is one answer of two values
-        if re.search(r"\bnot\s*$", line[: spans[first].start()]):
+        if _denied_span(line, spans[-1]):
             return ""
         return _tidy(", ".join(next(filter(None, s.groups())) for s in spans[first:]))
     return _tidy(line) if len(line) <= 80 else str(final_number(text) or "")
+
+
+def _denied_span(text: str, span: re.Match[str]) -> bool:
+    return bool(re.search(r"\bnot\s*$", text[: span.start()]) or _DENIED_LETTER.match(text, span.end()))
 
 
 def _tidy(text: str) -> str:

@@ -57,6 +57,7 @@ FillAttempts = Callable[[list[Example]], list[Example]]  # examples with their m
 class Prepared:
     manifest: dict[str, Any]
     lengths: dict[str, list[int]]  # tokens of each measured row, for plots
+    limits: dict[str, int]  # the most of each that the recipe leaves room for
     preview: list[tuple[str, list[tuple[str, bool]]]]  # (title, pieces of text, whether each is a control token)
 
 
@@ -93,6 +94,7 @@ def prepare(
                 _rewrite(out / f"{name}.parquet", lambda batch: fill(batch))
         examples = _measured(out, sum(counts.values()))
         lengths = token_lengths(examples, chat) if chat else {}
+        room = limits(chat, recipe) if chat else {}
         manifest = {
             "source": source,
             "source_sha256": content_sha256(source),
@@ -108,7 +110,7 @@ def prepare(
             else None,
             "rows_measured": len(examples),
             "token_lengths": {name: _percentiles(n) for name, n in lengths.items() if n},
-            "too_long": too_long(lengths, chat, recipe) if chat else None,
+            "too_long": too_long(lengths, room),
             "first_attempts": first_attempts(examples, recipe),
             "graders": dict(Counter(e.grader or _grader(e, recipe) for e in examples)),
             "sha256": {f"{name}.parquet": file_sha256(out / f"{name}.parquet") for name in SPLITS},
@@ -120,7 +122,7 @@ def prepare(
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
-    return Prepared(manifest, lengths, preview(examples[0], chat) if chat and examples else [])
+    return Prepared(manifest, lengths, room, preview(examples[0], chat) if chat and examples else [])
 
 
 def _schema() -> pa.Schema:
@@ -276,14 +278,19 @@ def _percentiles(lengths: list[int]) -> dict[str, int]:
     }
 
 
-def too_long(lengths: Mapping[str, list[int]], chat: ChatFormat, recipe: Recipe) -> dict[str, int]:
-    """Measured rows that exceed the recipe's lengths: the two turns as a whole, and the answers."""
+def limits(chat: ChatFormat, recipe: Recipe) -> dict[str, int]:
+    """The most tokens of a prompt for two whole turns to fit, and of an answer to be one the model may write."""
     reply = recipe.rollout.max_new_tokens
-    turns = len(chat.next_turn([])) + 2 * reply
+    room = recipe.model.max_seq_length - len(chat.next_turn([])) - 2 * reply
+    return {"prompt": room, "original_answer": reply, "correct_answer": reply}
+
+
+def too_long(lengths: Mapping[str, list[int]], limits: Mapping[str, int]) -> dict[str, int]:
+    """Measured rows beyond each limit."""
+    settings = {"prompt": "two turns > model.max_seq_length"}
     return {
-        "two turns > model.max_seq_length": sum(n + turns > recipe.model.max_seq_length for n in lengths["prompt"]),
-        "original_answer > rollout.max_new_tokens": sum(n > reply for n in lengths["original_answer"]),
-        "correct_answer > rollout.max_new_tokens": sum(n > reply for n in lengths["correct_answer"]),
+        settings.get(name, f"{name} > rollout.max_new_tokens"): sum(n > limits[name] for n in counted)
+        for name, counted in lengths.items()
     }
 
 

@@ -18,7 +18,6 @@ from scorefast.metrics import Graded, Interval, Result, wilson
 
 if TYPE_CHECKING:
     from scorefast.prepare import Prepared
-    from scorefast.recipe import Recipe
 
 
 def printable(text: str) -> str:
@@ -162,7 +161,7 @@ def prepared_lines(manifest: dict[str, Any]) -> list[str]:
         lines.append(f"the rest was measured on {measured} rows, those with the smallest hashes:")
     for name, n in manifest["token_lengths"].items():
         lines.append(f"tokens of {name}: median {n['p50']}, 95 % {n['p95']}, 99 % {n['p99']}, longest {n['max']}")
-    lines += [f"too long: {n} rows with {reason}" for reason, n in (manifest["too_long"] or {}).items() if n]
+    lines += [f"too long: {n} rows with {reason}" for reason, n in manifest["too_long"].items() if n]
     first = manifest["first_attempts"]
     if first["given"]:
         rate = _percent(first["right"] / first["given"], first["right_ci95"])
@@ -172,16 +171,14 @@ def prepared_lines(manifest: dict[str, Any]) -> list[str]:
     return lines
 
 
-def write_data_report(done: Prepared, recipe: Recipe, path: Path) -> None:
+def write_data_report(done: Prepared, path: Path) -> None:
     """The manifest as one HTML page without scripts or links: counts, plots, the preview; data is escaped."""
     manifest = done.manifest
-    limits = {"prompt": recipe.model.max_seq_length - 2 * recipe.rollout.max_new_tokens}
-    limits |= dict.fromkeys(("original_answer", "correct_answer"), recipe.rollout.max_new_tokens)
     body = [f"<h1>{_escaped(manifest['source'])}</h1>", "<ul>"]
     body += [f"<li>{_escaped(line)}</li>" for line in prepared_lines(manifest)]
     body += ["</ul>", "<h2>Where the rows went</h2>", _svg(_draw_rows, manifest)]
     if done.lengths:
-        body += ["<h2>Lengths in tokens</h2>", _svg(_draw_lengths, done.lengths, limits)]
+        body += ["<h2>Lengths in tokens</h2>", _svg(_draw_lengths, done.lengths, done.limits)]
         body.append("<p>Dashed: the most that the recipe in force leaves room for.</p>")
     if done.preview:
         body.append("<h2>One row as the model gets it</h2><p>Marked: control tokens. All else is text.</p>")

@@ -7,12 +7,13 @@ had to be assumed goes to `note`. Memory is bounded whatever the size, but for .
 from __future__ import annotations
 
 import codecs
+import collections
 import csv
 import io
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
@@ -127,44 +128,45 @@ def _csv_rows(path: Path, text: TextIO, note: Callable[[str], None]) -> Iterator
     csv.field_size_limit(LARGEST_CELL)
     blank, first = next(((n, line) for n, line in enumerate(text) if line.strip()), (0, ""))
     delimiter = "\t" if _kind(path) == ".tsv" else ","
-    seen: list[str] = []  # the lines of the row being read
+    ahead, behind = itertools.tee(itertools.chain([first], text))  # `behind` keeps the lines of the row being read
     try:
         head = next(csv.reader([first], delimiter=delimiter), [])
         if delimiter == "," and len(head) == 1 and (other := next((d for d in "\t;" if d in head[0]), "")):
             note(f"{path}: its header has no comma: cells end at {other!r} (assumed)")
             delimiter = other
-        reader = csv.reader(_remembering(itertools.chain([first], text), seen), delimiter=delimiter, strict=True)
+        reader = csv.reader(ahead, delimiter=delimiter, strict=True)
         names = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
         raise UserError(f"{path}: line {blank + 1}: {error}") from None
     if problem := _header_problem(names) or _text_problem("".join(names), text):
         raise UserError(f"{path}: {problem}")
-    file, suspect = str(path), text.errors != "strict"
+    file, width, suspect = str(path), len(names), text.errors != "strict"
+    dropped = 0  # lines of `behind`
     while True:
-        seen.clear()
-        line = blank + reader.line_num + 1
+        line = reader.line_num  # before the row
         try:
-            cells = next(reader, None)
+            for cells in reader:
+                problem = _text_problem("".join(cells), text) if suspect else None
+                if len(cells) == width and not problem:
+                    yield Row(file, blank + line + 1, dict(zip(names, cells, strict=False)))
+                elif cells:
+                    problem = problem or f"{len(cells)} cells, the header has {width}"
+                    raw = "".join(itertools.islice(behind, line - dropped, reader.line_num - dropped))
+                    dropped = reader.line_num
+                    yield BadRow(file, blank + line + 1, problem, raw[:RAW_KEPT])
+                line = reader.line_num
+                if line - dropped > 1000:
+                    collections.deque(itertools.islice(behind, line - dropped), maxlen=0)
+                    dropped = line
+            return
         except csv.Error as error:
             if "unexpected end" in str(error) or "field larger" in str(error):
-                raise UserError(f"{path}: line {line}: a quote in this row is never closed ({error})") from None
-            problem = f"not CSV: {error} in lines {line} to {blank + reader.line_num}"
-            yield BadRow(file, line, problem, "".join(seen)[:RAW_KEPT])
-            continue
-        if cells is None:
-            return
-        problem = _text_problem("".join(cells), text) if suspect else None
-        if len(cells) == len(names) and not problem:
-            yield Row(file, line, dict(zip(names, cells, strict=False)))
-        elif cells:
-            problem = problem or f"{len(cells)} cells, the header has {len(names)}"
-            yield BadRow(file, line, problem, "".join(seen)[:RAW_KEPT])
-
-
-def _remembering(lines: Iterable[str], seen: list[str]) -> Iterator[str]:
-    for line in lines:
-        seen.append(line)
-        yield line
+                where = f"{path}: line {blank + line + 1}"
+                raise UserError(f"{where}: a quote in this row is never closed ({error})") from None
+            raw = "".join(itertools.islice(behind, line - dropped, reader.line_num - dropped))
+            dropped = reader.line_num
+            problem = f"not CSV: {error} in lines {blank + line + 1} to {blank + reader.line_num}"
+            yield BadRow(file, blank + line + 1, problem, raw[:RAW_KEPT])
 
 
 def _header_problem(names: list[str]) -> str | None:
@@ -294,7 +296,7 @@ def _legacy_encoding(path: Path) -> str:
     with path.open("rb") as raw:
         for line in _decompressed(path, raw):
             sample += b"" if line.isascii() or len(sample) > SAMPLE else line.replace(b"<", b" ")
-    ratings = detect_all(sample, True, compat_names=False, exclude_encodings=["mac-latin2"])  # which has í for ’
+    ratings = detect_all(sample, True, compat_names=False, exclude_encodings=["mac-latin2"])  # reads apostrophes as í
     rated = {rating["encoding"]: rating["confidence"] for rating in ratings}
     read = [(rated.get(name, 0.0), codec, sample.decode(codec, "replace")) for name, codec in LEGACY.items()]
     fits = [r for r in read if not re.search("[\x80-\x9f\ue000-\uf8ff\ufffd]", r[2])]  # C1, private use, undecodable
