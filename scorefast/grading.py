@@ -216,7 +216,7 @@ def _states(said: str, right: str) -> bool:
     korean = f"(?:{_PARTICLES})?" if re.search(r"[가-힣]$", right) else ""
     for match in re.finditer(rf"(?<![\w]){re.escape(right)}{korean}(?!\w)", said):
         before, after = said[: match.start()], said[match.end() :]
-        joined = re.search(r"(?:\band|&|,\s?및|그리고|와|과)\s?$", before) or re.match(r"\W*(?:and\b|그리고|&)", after)
+        joined = re.search(r"(?:\band|&|및|그리고|와|과)\s?$", before[-8:]) or re.match(r"\W*(?:and\b|그리고|&)", after)
         if joined or (match.group() != right and match.group()[len(right) :] in ("와", "과")):
             continue
         if not _DENIAL.search(re.split(r"\bbut\b|[;:]", before[-60:])[-1]) and not _DENIED_AFTER.match(
@@ -232,7 +232,7 @@ _CIRCLED = str.maketrans("①②③④⑤ⓐⓑⓒⓓⓔⒶⒷⒸⒹⒺ", "ABCDE
 _LETTER_ALONE = re.compile(r"[(\[]?[A-E①-⑤][)\].]?")
 # A letter at the beginning of an answer: `B`, `(B)`, `**B**`, `B) Paris`, `B입니다`, `option B`.
 _LEADING = re.compile(
-    r"""[\s*_`$({\["']* (?:(?:the\s+)?(?:option|choice|letter|answer|보기)\b[\s:]*)? [*_`(\["']*
+    r"""[\s*_`$({\["']*+ (?:(?:the\s+)?(?:option|choice|letter|answer|보기)\b[\s:]*+[*_`(\["']*+)?
     (?P<letter>[A-E]) (?: [)\]}*_`"'$]* (?=$|[\s.,:;!?)\]]|[가-힣]) )""",
     re.VERBOSE | re.IGNORECASE,
 )
@@ -250,7 +250,7 @@ _LATER = re.compile(
 _DENIED_LETTER = re.compile(
     r"\W*(?:(?:is|are|was)\s+(?:not|wrong|incorrect|false)|isn't|번?[은는이가]?\s?(?:아니|아닙|틀))"
 )
-_ANOTHER = re.compile(r"(?<![A-Za-z0-9'])[(\[*_]*([A-E])[)\]*_]*(?![A-Za-z0-9'])")
+_ANOTHER = re.compile(r"(?<![A-Za-z0-9'])([A-E])(?![A-Za-z0-9'])")
 _JOINT = re.compile(
     r"[\s)\]*_]*(?:,|/|&|\bor\b|\band\b|또는|혹은|아니면|이나|나|와|과)\s*(?:maybe|perhaps|also)?[\s(\[*_]*"
 )

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 DROPPED = "dropped.jsonl"
 BATCH = 10_000  # rows of a Parquet row group
-MEASURED = 10_000  # rows whose tokens are counted and first attempts graded; of more, those with the smallest ids
+MEASURED = 5_000  # rows whose tokens are counted and first attempts graded; of more, those with the smallest ids
 
 FillAttempts = Callable[[list[Example]], list[Example]]  # examples with their missing original_answer filled
 

@@ -210,7 +210,7 @@ def test_dry_run_prints_the_resolved_recipe_and_makes_nothing(tmp_path):
         (["eval", "base", "--data", "DATA", "--split", "dev"], "expected one of train, validation, test"),
         (["chat", "absent"], "absent: no such checkpoint folder"),
         (["prepare", "absent.csv"], "absent.csv: no such file"),
-        (["stage1", "--data", "columns.csv"], "missing column correct_answer; it has question, reply"),
+        (["stage1", "--data", "columns.csv"], "has the columns question, reply; expected question,"),
         (["stage1", "--data", "empty.csv"], "the file is empty"),
     ],
 )
