@@ -180,11 +180,11 @@ def write_dropped(items: Iterable[Dropped], path: Path) -> None:
             _write_dropped(file, item)
 
 
-def _batches(path: Path, columns: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:
+def _batches(path: Path) -> Iterator[list[dict[str, Any]]]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=BATCH, columns=columns):
+        for batch in file.iter_batches(batch_size=BATCH):
             yield batch.to_pylist()
 
 
@@ -245,19 +245,17 @@ def _rewrite(path: Path, change: Callable[[list[Example]], list[Example]]) -> No
 
 def _measured(out: Path, rows: int) -> list[Example]:
     """All examples, or of more than MEASURED those with the smallest ids: hashes, so a sample that nobody chose."""
-    limit = "g"  # above every hexadecimal digit
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    paths = [out / f"{name}.parquet" for name in SPLITS]
+    chosen = None
     if rows > MEASURED:
-        ids = sorted(
-            row["id"] for name in SPLITS for batch in _batches(out / f"{name}.parquet", ["id"]) for row in batch
-        )
-        limit = ids[MEASURED]
-    return [
-        from_columns(row)
-        for name in SPLITS
-        for batch in _batches(out / f"{name}.parquet")
-        for row in batch
-        if row["id"] < limit
-    ]
+        ids = pa.concat_tables([pq.read_table(path, columns=["id"]) for path in paths])
+        smallest = pc.select_k_unstable(ids, MEASURED, sort_keys=[("id", "ascending")])
+        chosen = [("id", "<=", pc.max(ids["id"].take(smallest)).as_py())]
+    return [from_columns(row) for path in paths for row in pq.read_table(path, filters=chosen).to_pylist()]
 
 
 def token_lengths(examples: Iterable[Example], chat: ChatFormat) -> dict[str, list[int]]:
