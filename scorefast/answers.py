@@ -33,11 +33,14 @@ _PHRASE = re.compile(
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
 _BEFORE_HEADING = re.compile(r"[ \t>#*_]*(?:final[ \t]+)?", re.IGNORECASE)
-_DIGIT = re.compile(r"\d")
 _RETRACTED = re.compile(
-    r"\b(?:wait|actually|oops|sorry|correction|mistake|scratch that|on second thought|let me (?:re|correct|fix|try))"
-    r"|아니[,.]|아니다|잠깐|다시 (?:계산|생각|풀)|정정|실수",
+    r"(?:(?:^|[.!?。\n])[\s*_)$}]*(?:but\s+)?(?:(?:wait|no|oops|sorry|hmm|actually|correction|아니|잠깐|죄송\w*)[,.! ]"
+    r"|let me (?:re|correct|fix|try)|on second thought|scratch that|다시 (?:계산|생각|풀)|정정)"
+    r"|\b(?:that|this|which|it)(?:'s| is| was) (?:wrong|incorrect|not right)|\bI made an? (?:mistake|error)|틀렸|실수)",
     re.IGNORECASE,
+)
+_NEGATED_MARKER = re.compile(
+    r"(?:n't|\bnot|\bnever|\bdoubt|\bfalse|\bwrong|\bincorrect)\b[^.,!?\n]{0,30}\Z", re.IGNORECASE
 )
 _SENTENCE_END = re.compile(r"</|(?<=[^\W\d])[.!](?=\s|$)|[.!?](?=\s|$)|[。？！]|\n")
 
@@ -61,8 +64,11 @@ def final_answer(reply: str) -> Final:
         final, end = _boxed(reply, boxes, match) if match in boxes else _phrased(reply, match)
         if not final.text.strip(" \t\n.:*_$"):
             continue  # a marker that introduces nothing
-        if _DIGIT.search(reply, end) and _RETRACTED.search(reply, end):
-            break  # taken back: what the reply ends on counts
+        taken_back = _RETRACTED.search(reply, end)
+        if taken_back and re.search(r"\w", reply[taken_back.end() :]):
+            break  # what the reply ends on counts
+        if match not in boxes and _NEGATED_MARKER.search(reply[max(match.start() - 60, 0) : match.start()]):
+            return Final("", marked=True, whole=True)  # `I don't think the answer is 18`
         return final
     return Final(reply, marked=False)
 
@@ -86,11 +92,19 @@ def _phrased(reply: str, marker: re.Match[str]) -> tuple[Final, int]:
         end = reply.find("\n", start)
         end = len(reply) if end < 0 else end
         return Final(reply[start:end], marked=True, whole=True), end
+    if marker.group().endswith(":") and not _DIRECT.match(reply, start):
+        return Final(reply[start:], marked=True), len(reply)  # `A: ` and a worked solution: what that ends on
     found = _SENTENCE_END.search(reply, start)
     while found and found.group() == "." and _is_abbreviation(reply, start, found.start()):
         found = _SENTENCE_END.search(reply, found.end())
     end = found.start() + (found.group() in "?？") if found else len(reply)
     return Final(reply[start:end], marked=True), end
+
+
+# An answer, and not a sentence or a list: a number, a formula or up to six words before the line or the sentence ends.
+_DIRECT = re.compile(
+    r"(?!\d{1,2}[.)]\s+\S)[*_`$(\[\\]*(?:[-+]?[$€£₩]?\.?\d|(?:[^\s.=\d]+[ \t]*){1,6}[.*_`$)]*(?:\n|\Z))"
+)
 
 
 def _is_abbreviation(reply: str, start: int, dot: int) -> bool:
@@ -194,6 +208,10 @@ def plain(text: str) -> str:
         text = unicodedata.normalize("NFKC", text).translate(_PLAIN)
     if "<<" in text:
         text = re.sub(r"<<[^<>]*>>", "", text)
+    if "</" in text:
+        text = re.sub(r"</?[A-Za-z]{1,10}>", "", text)
+    if "egative" in text:
+        text = re.sub(r"\b[Nn]egative\s+(?=[$\d])", "-", text)
     if "\\" in text or "{" in text:
         for pattern, new in _LATEX:
             text = pattern.sub(new, text)
@@ -259,24 +277,26 @@ def parse_number(text: str) -> Number | None:
 _UNIT = r"(?:\s?[A-Za-z가-힣°]+\.?){0,2}?"  # at most two words between a number and what joins it to the next
 _ALTERNATIVE = re.compile(
     rf"""[*_`)\s]* {_UNIT} [*_`)\s]*
-    (?: [,;.]?\s*(?:(?:and\s*/\s*)?or|and|또는|혹은|아니면|and\ also|alternatively|이나|나|거나|이거나|하고|와|과)\b
-      | [,;.]?\s*(?:or|and)\b
+    (?: [,;.]?\s*\(?(?:(?:and\s*/\s*)?or|and|and\ also|alternatively)\b
+      | [,;.]?\s*(?:또는|혹은|아니면|이나|나|거나|이거나|내지|인지|하고|와|과)\b
+      | [,;.(]?\s*(?:or|and)\b
       | [,;(]\s*(?:or\s+)?(?:maybe|perhaps|possibly|probably|아마|어쩌면)
       | [~/] | \s?-{{1,2}}\s? | \s?to\b | \s?through\b | 에서 )
     (?: \s+(?:maybe|perhaps|possibly|even|else|either|also|it\s+(?:(?:could|might|may)\s+be|is|was)))*
-    [,(:]*[*_`$\s]*""",
+    [,(:]*[*_`$\s]*(?:[A-Za-z]\s*=\s*)?""",
     re.VERBOSE | re.IGNORECASE,
 )
-_COMMA = re.compile(r"[*_`$\s]*[,;/|][*_`$\s]*")
+_COMMA = re.compile(r"[*_`$ ]*[,;/|\n][*_`$\s]*(?:[A-Za-z]\s*=\s*)?")
 _OPERATOR = re.compile(r"[)\s$]*(?:[-+*/÷^]|\bx\b|\btimes\b|\bplus\b|\bminus\b|\bdivided by\b)[(\s$]*", re.IGNORECASE)
 _NEGATED_BEFORE = re.compile(
     r"(?:\bnot|n't|\bnever|\bcannot|\brules? out|\bruled out|\bexcluding|\beliminate|≠|!=)\s*"
-    r"(?:(?:equal(?:\s+to)?|be|been|exactly|simply|just|the|a|an|answer|=)\s*)*[*_$(\"'\s]*$",
+    r"(?:(?:equal(?:\s+to)?|be|been|possibly|exactly|simply|just|the|a|an|answer|=)\s*)*[*_$(\"'\s]*$",
     re.IGNORECASE,
 )
 _BOUND_BEFORE = re.compile(
     r"(?:\b(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger|other|rather)\s+than"
-    r"|\bat\s+(?:least|most)|\bup to|(?<![\w'/])[<>≤≥]=?)\s*(?:or equal to\s*)?[*_$\s]*$",
+    r"|\bat\s+(?:least|most)|\b(?:up to|under|over|below|above|half of|twice|multiple of)|[<>≤≥]=?|√|\\sqrt\s*\{?)"
+    r"\s*(?:or equal to\s*)?[*_$\s]*$",
     re.IGNORECASE,
 )
 _DENIED_AFTER = re.compile(
@@ -332,7 +352,7 @@ def _asserted(text: str) -> list[re.Match[str]]:
 
 
 def _is_asked(text: str, number: re.Match[str]) -> bool:
-    end = _SENTENCE_END.search(text, number.end())
+    end = _SENTENCE_END.search(text, number.end(), number.end() + 300)
     return end is not None and end.group() in "?？"
 
 
@@ -344,14 +364,14 @@ def _is_denied(text: str, number: re.Match[str]) -> bool:
 
 
 def _after_equals(text: str, numbers: list[re.Match[str]]) -> int:
-    """Index of the first number, or of the first after the last `=` (`9 * 2 = 18 eggs` commits to 18) if the text does
-    not begin with its answer."""
-    if not text[: numbers[0].start()].strip(" $*_`~(:") and not re.match(
-        r"[\s$)*_]*[-+*/^=x÷<>]", text[numbers[0].end() :]
-    ):
+    """Index of the number a marked text begins with, else of the first after its last `=` (`9 * 2 = 18 eggs`), else of
+    its last (`10 and 8, which is 18`)."""
+    begins = not text[: numbers[0].start()].strip(" $*_`~(:")
+    if begins and not re.match(r"[\s$)*_]*[-+*/^=x÷<>]", text[numbers[0].end() :]):
         return 0  # `18, because 9 * 2 = 18`
     equals = text.rfind("=")
-    return next((i for i, m in enumerate(numbers) if m.start() > equals), 0)
+    after = next((i for i, m in enumerate(numbers) if m.start() > equals), -1)
+    return after if equals >= 0 else -1 % len(numbers)
 
 
 def _settled(text: str, numbers: list[re.Match[str]], at: int, *, complete: bool = False) -> Number | None:
@@ -392,7 +412,7 @@ def _is_list(text: str, numbers: list[re.Match[str]], left: int) -> bool:
         return True
     if left + 2 < len(numbers) and _COMMA.fullmatch(text[second.end() : numbers[left + 2].start()]):
         return True
-    return not text[: first.start()].strip(" *_$(") and not text[second.end() :].strip(" *_$.)")
+    return not text[: first.start()].strip(" *_$([{") and not text[second.end() :].strip(" *_$.)]}")
 
 
 @lru_cache(maxsize=65_536)
@@ -405,6 +425,11 @@ def reference_number(reference: str) -> Number | None:
     return number
 
 
+# What makes a sentence of the text before a number: `It is 18` is a number, `Apollo 11` is a name.
+_STATES = re.compile(
+    r"=|:|\b(?:is|are|was|were|be|equals?|has|have|had|makes?|made|costs?|gets?|got|needs?|pays?|sold|sells?|left|total|spent)\b"
+    r"|[가-힣]+[은는이가]\s|(?:\S+\s+){5}"
+)
 _ONE_UNIT = re.compile(r"\s?(?:[A-Za-z°]+(?:\^?[23])?|\s?[가-힣]{1,4})\.?")
 
 
@@ -419,11 +444,10 @@ def ends_on_number(reference: str) -> bool:
     numbers = list(_NUMBER.finditer(text))
     if len(numbers) == 1 and not text[: numbers[0].start()].strip() and _ONE_UNIT.fullmatch(text[numbers[0].end() :]):
         return True  # 18 cm
-    return (
-        bool(numbers)
-        and numbers[-1].end() >= len(text)
-        and not re.search(r"[-+*/^,(\[{<>]\s*$", text[: numbers[-1].start()])
-    )
+    if not numbers or numbers[-1].end() < len(text) or final_number(reference) is None:
+        return False
+    before = text[: numbers[-1].start()].strip(" $")
+    return not re.search(r"[-+*/^,(\[{<>]$", before) and (not before or bool(_STATES.search(before)))
 
 
 def _is_number_with_unit(text: str, match: re.Match[str]) -> bool:

@@ -147,7 +147,9 @@ def grade(
     file: Annotated[
         str, typer.Argument(help="JSONL of objects with answer, reference and, if known, label; - is stdin.")
     ],
-    grader: GraderOption = None,
+    grader: Annotated[
+        str, typer.Option("--grader", help="auto, numeric, math, exact, choice or contains, where a line names none.")
+    ] = "auto",
     quiet: QuietOption = False,
 ) -> None:
     """Grade each line of FILE: the same objects with `correct` and `score` on stdout, agreement with labels on stderr.
@@ -311,6 +313,7 @@ def eval_(
     """Greedy two-turn evaluation of CHECKPOINTS on held-out questions; the first one is the baseline of the others."""
     from scorefast import runs
     from scorefast.data import SPLITS, load_dataset
+    from scorefast.prepare import DROPPED, write_dropped
 
     console = _console(quiet)
     opened = [None if text == "base" else runs.open_checkpoint(text) for text in checkpoints]
@@ -335,6 +338,8 @@ def eval_(
         from scorefast.evaluate import evaluate_checkpoints
 
         content, path = evaluate_checkpoints(opened, settings, examples, context, console, out=out, with_probe=probe)
+        if dataset.dropped_rows:
+            write_dropped(dataset.dropped_rows, path.parent / DROPPED)
     print(json.dumps(content) if as_json else path)
 
 
@@ -416,16 +421,14 @@ def _grader_name(text: str | None) -> Any:
 
 
 def _say_what_was_read(console: Console, dataset: Any, settings: Recipe) -> None:
-    from scorefast.grading import auto_grader
+    from scorefast.reward import chosen_grader
 
     for reason, count in dataset.dropped.items():
-        first = next((row for row in dataset.dropped_rows if row.reason == reason), None)
+        first = next((row for row in dataset.dropped_rows if row.kind == reason), None)
         where = f" (first: {first.file}:{first.line})" if first and first.line else ""
         console.print(f"left out: {count} {reason}{where}", soft_wrap=True)
     if settings.reward.grader == "auto":
-        chosen = Counter(
-            e.grader or auto_grader(e.correct_answer) for examples in dataset.splits.values() for e in examples
-        )
+        chosen = Counter(chosen_grader(e, "auto") for examples in dataset.splits.values() for e in examples)
         console.print(f"grader: auto, so {', '.join(f'{name} for {n} rows' for name, n in chosen.most_common())}")
 
 

@@ -56,6 +56,11 @@ class Dropped(NamedTuple):
     row: Any
     bad: bool = False
 
+    @property
+    def kind(self) -> str:
+        """The reason without the particulars of its row: `not JSON`, not `not JSON: Expecting ...`."""
+        return re.split(r": | in lines | '|, the header|, not text", self.reason)[0] if self.bad else self.reason
+
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.reason}"
 
@@ -182,13 +187,14 @@ PRESETS = {
 
 def find_preset(file: str, columns: Iterable[str], settings: Data) -> Preset:
     """How to read rows of these columns. Raises UserError naming the columns that are missing."""
-    found = [*columns, *settings.columns]
+    here = list(columns)
+    found = [*here, *settings.columns]
     if wrong := [new for new in settings.columns if new not in (*COLUMNS, *OPTIONAL)]:
         raise UserError(
             f"columns: {wrong[0]}: expected one of {', '.join((*COLUMNS, *OPTIONAL))}, as in question=problem"
         )
-    if missing := [old for old in settings.columns.values() if old not in found]:
-        raise UserError(f"{file}: has no column {missing[0]!r}; it has {', '.join(found)}")
+    if missing := [old for old in settings.columns.values() if old not in here]:
+        raise UserError(f"{file}: has no column {missing[0]!r}; it has {', '.join(here)}")
     if settings.preset != "auto":
         preset = PRESETS[settings.preset]
         if missing := [name for name in preset.needs if name not in found]:
@@ -216,16 +222,21 @@ def parse_rows(
         old = set(columns.values())
         renamed = ({new: row.get(name) for new, name in columns.items()} for row in rows)
         rows = [{k: v for k, v in row.items() if k not in old} | new for row, new in zip(rows, renamed, strict=True)]
-    read = rows if preset.read is None else [_read(preset.read, i, row, problems) for i, row in enumerate(rows)]
+    read = rows
+    if preset.read is not None:
+        found = [_read(preset.read, i, row, problems) for i, row in enumerate(rows)]
+        read = [{**new, **{name: row[name] for name in columns}} for new, row in zip(found, rows, strict=True)]
     texts = [_texts([row.get(name) for row in read], name, problems) for name in COLUMNS]
     for name, values in zip(COLUMNS, texts, strict=True):
+        if "\0" in "".join(values):
+            problems.update({i: "NUL character" for i, text in enumerate(values) if "\0" in text and i not in problems})
         if name != "original_answer" and not all(values):
             for i, text in enumerate(values):
                 if not text:
                     problems.setdefault(i, f"blank {name}")
     optional: list[list[Any]] = [[None] * len(rows) for _ in OPTIONAL]
     extras: list[dict[str, Any] | None] = [None] * len(rows)
-    if others := set().union(*rows) - preset.used:
+    if others := set().union(*rows) - preset.used - set(COLUMNS):
         optional = [_texts([row.get(name) for row in rows], name, problems) for name in OPTIONAL]
         for i, grader in enumerate(optional[0]):
             if grader and grader not in get_args(GraderName):
@@ -307,7 +318,9 @@ class Reading:
         self, file: str, rows: list[Row], seen: dict[bytes, int]
     ) -> Iterator[tuple[Split, Example, int] | Dropped]:
         if file not in self.presets:
-            self.presets[file] = find_preset(file, rows[0].values, self.settings)
+            self.presets[file] = find_preset(
+                file, list(dict.fromkeys(k for r in rows for k in r.values)), self.settings
+            )
         parsed, problems = parse_rows([row.values for row in rows], self.presets[file], self.settings.columns)
         normal_forms = [normalized(row[0]) for row in parsed]
         test, validation = self.settings.test_fraction, self.settings.validation_fraction
@@ -333,7 +346,7 @@ class Reading:
 
     def _drop(self, file: str, line: int, reason: str, row: Any, bad: bool = False) -> Dropped:
         dropped = Dropped(file, line, reason, row, bad)
-        self.dropped[reason] += 1
+        self.dropped[dropped.kind] += 1
         self.bad_rows += bad
         if bad and len(self.bad) < 3:
             self.bad.append(dropped)
@@ -410,42 +423,50 @@ def find_leaks(
     sources = {benchmark: against} | {f"{split} question": questions[split] for split in HELD_OUT_FIRST}
     all_keys = np.array([number_key(normalized(q)) for q in against], dtype=np.int64)
     all_keys = np.concatenate([all_keys, *(np.array(keys[split], dtype=np.int64) for split in HELD_OUT_FIRST)])
-    places: dict[int, str] = {}  # of the texts below, in order
+    places = np.repeat(np.arange(4), [len(against), *(len(keys[split]) for split in HELD_OUT_FIRST)])
+    dropped: dict[str, tuple[str, str]] = {}
 
     def texts(wanted: np.ndarray) -> Iterator[str]:
-        everywhere = ((where, question) for where, asked in sources.items() for question in asked)
-        for i, (where, question) in enumerate(everywhere):
-            if wanted[i]:
-                places[i] = where
-                yield normalized(question)
+        everywhere = (question for asked in sources.values() for question in asked)
+        return (normalized(question) for question, is_wanted in zip(everywhere, wanted, strict=True) if is_wanted)
 
-    dropped: dict[str, tuple[str, str]] = {}
-    kept = 0
-    for (i, earlier), (j, later) in near_duplicates(all_keys, texts, threshold):
-        if places[i] != places[j]:
-            dropped.setdefault(later, (f"near duplicate of a {places[i]}", earlier))
-        else:
-            kept += places[i] != benchmark
-    return Leaks(dropped, kept)
+    names = list(sources)
+    alive = np.ones(len(all_keys), dtype=bool)
+    while True:  # among many alike, one pass compares each with its neighbours only
+        found = near_duplicates(all_keys, texts, threshold, alive)
+        across = [pair for pair in found if places[pair[0][0]] != places[pair[1][0]]]
+        for (i, earlier), (j, later) in across:
+            dropped.setdefault(later, (f"near duplicate of a {names[places[i]]}", earlier))
+            alive[j] = False
+        if not across:
+            return Leaks(dropped, sum(int(places[i]) > 0 for (i, _), _ in found))
 
 
-def read_questions(source: str, settings: Data) -> list[str]:
-    """The questions of a benchmark to check against: any source with a question, problem or messages column."""
+def read_questions(source: str, note: Callable[[str], None] = lambda line: None) -> list[str]:
+    """The questions of a benchmark to check against: any source with a question, problem or messages column. What
+    cannot be read of it is noted. Raises UserError where nothing can."""
     if is_prepared(source):
         return [e.question for examples in _load_prepared(Path(source), None).splits.values() for e in examples]
-    found = []
-    for row in read_rows(source, encoding=settings.encoding):
-        if isinstance(row, Row):
-            name = next((n for n in (settings.columns.get("question"), "question", "problem") if n in row.values), None)
-            if name is None and "messages" in row.values:
-                found.append(str(_messages(row.values)["question"]))
-            elif name is None:
-                raise UserError(
-                    f"{source}: has no column question, problem or messages; it has {', '.join(row.values)}"
-                )
-            elif text := _text(row.values[name], "question", 0, {}):
-                found.append(text)
+    found, unread = [], 0
+    for row in read_rows(source, note=note):
+        text = _question(row.values, source) if isinstance(row, Row) else ""
+        unread += not text
+        found += [text] if text else []
+    if unread:
+        note(f"{source}: {unread} rows without a readable question, not checked against")
+    if not found:
+        raise UserError(f"{source}: no question to check against")
     return found
+
+
+def _question(row: Mapping[str, Any], source: str) -> str:
+    name = next((name for name in ("question", "problem", "messages") if name in row), None)
+    if name is None:
+        raise UserError(f"{source}: has no column question, problem or messages; it has {', '.join(row)}")
+    if name != "messages":
+        return _text(row[name], name, 0, {})
+    messages = row["messages"] if isinstance(row["messages"], list) else []
+    return next((str(m.get("content") or "").strip() for m in messages if dict(m).get("role") == "user"), "")
 
 
 def digests(questions: Iterable[str], name: str) -> dict[bytes, str]:
@@ -463,6 +484,8 @@ def content_sha256(source: str) -> str:
     """SHA-256 of a source's files (of a prepared folder's manifest, which holds those of its files)."""
     if is_prepared(source):
         return file_sha256(Path(source) / MANIFEST)
+    if source.startswith("hub:"):  # what was loaded is hashed as prepared files are; here its name has to do
+        return hashlib.sha256(source.encode()).hexdigest()
     hashes = [file_sha256(path) for path in source_files(source)]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 

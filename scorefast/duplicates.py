@@ -39,17 +39,23 @@ def number_key(question: str) -> int:
 
 
 def near_duplicates(
-    keys: np.ndarray, texts: Callable[[np.ndarray], Iterable[str]], threshold: float
+    keys: np.ndarray,
+    texts: Callable[[np.ndarray], Iterable[str]],
+    threshold: float,
+    alive: np.ndarray | None = None,
 ) -> list[tuple[tuple[int, str], tuple[int, str]]]:
     """Pairs of near duplicates, each pair once, the earlier one first: ((position, text), (position, text)).
 
-    keys: (n,) int64, the `number_key` of n questions in normal form without exact repeats. texts: called once with a
-    (n,) mask of those that share their key, if any do, and gives them in order: only they are held in memory.
+    keys: (n,) int64, the `number_key` of n questions in normal form without exact repeats. alive: (n,) mask of those to
+    look at. texts: called once with a (n,) mask of those that share their key, if any do, and gives them in order: they
+    alone are held in memory, as texts and signatures.
 
     MinHash (rensa) with locality-sensitive hashing proposes pairs, their exact Jaccard index decides.
     """
     _, same_numbers, count = np.unique(keys, return_inverse=True, return_counts=True)
     wanted = count[same_numbers] > 1
+    if alive is not None:
+        wanted &= alive
     if not wanted.any():
         return []
     held = list(texts(wanted))

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -56,7 +57,7 @@ def grade(reply: str, reference: str, grader: GraderName = "auto", question: str
     """
     chosen = auto_grader(reference) if grader == "auto" else cast(Chosen, grader)
     reply, reference = reply[-LONGEST:], reference[-LONGEST:]
-    if question and chosen != "choice":  # an option is named in the question's own words
+    if question and chosen != "choice":  # there an option is named in the question's own words
         reply = without_question(reply, question)
     return _GRADES[chosen](reply, reference)
 
@@ -77,10 +78,14 @@ def auto_grader(reference: str) -> Chosen:
     return "math" if re.search(r"\\[a-zA-Z]+|\$[^$]+\$", reference) or _FORMULA.fullmatch(reference) else "exact"
 
 
+_WORDS = re.compile(r"[^\W\d_가-힣]{2,}|(?=[가-힣])[가-힣]|(?<=[가-힣])[가-힣]+")
+
+
 def without_question(reply: str, question: str) -> str:
-    """The reply without those sentences of the question (of 8 characters and more) that it repeats."""
+    """The reply without the question's sentences that it repeats; not those that may be an option to choose from, of
+    fewer than three words (a Korean word counts twice)."""
     for sentence in re.split(r"(?<=[.!?。？])\s+|\n", question.strip()):
-        if len(sentence) >= 8 and sentence in reply:
+        if len(_WORDS.findall(sentence)) >= 3 and sentence in reply:
             reply = reply.replace(sentence, "\n")
     return reply
 
@@ -115,7 +120,7 @@ def _graded_line(where: str, line: str, grader: GraderName) -> dict[str, Any]:
             continue
         if not isinstance(row.get(key), str) and (key != "question" or row.get(key) is not None):
             raise UserError(f"{where}: {key!r} is missing or no text; an object has answer and reference")
-    if row.get("label") not in (None, True, False):
+    if not isinstance(row.get("label"), bool | None):
         raise UserError(f"{where}: 'label' is {row['label']!r}; expected true or false")
     if row.get("grader") not in (None, *get_args(GraderName)):
         raise UserError(f"{where}: 'grader' is {row['grader']!r}; expected one of {', '.join(get_args(GraderName))}")
@@ -176,24 +181,36 @@ def _unlatexed(text: str) -> str:
 
 
 def _exact(reply: str, reference: str) -> Grade:
-    final = final_answer(reply)
-    truth = final_answer(reference)
-    right = bare(_unlatexed(truth.text)) if truth.whole else bare(reference)
-    candidates = [bare(reply), bare(_last_line(reply))]
-    if final.marked:
-        candidates.append(bare(_unlatexed(final.text)))
-    if right in candidates:
+    right = _stated(reference)[-1]
+    said = _stated(reply)
+    if right in said and not _is_question(reply):
         return Grade(True, 1.0, right)
-    return Grade(False, max(similarity(c, right) for c in candidates), candidates[-1])
+    return Grade(False, max(similarity(text, right) for text in said), said[-1])
 
 
-_OTHERS = re.compile(r"\bor\b|\beither\b|또는|혹은|아니면|이거나")
+def _stated(text: str) -> list[str]:
+    """The marked answer; without one, the whole text or its last line (which cannot both be a given answer)."""
+    final = final_answer(text)
+    if final.marked:
+        return [bare(_unlatexed(final.text))]
+    return list(dict.fromkeys((bare(_last_line(text)), bare(text))))
+
+
+def _is_question(text: str) -> bool:
+    final = final_answer(text)
+    return (final.text if final.marked else _last_line(text)).rstrip(" *_`\"')").endswith(("?", "？"))
+
+
+_OTHERS = re.compile(r"\bor\b|\beither\b|\bmaybe\b|\bmight be\b|\bcould be\b|또는|혹은|아니면|이거나|이나\s")
 _DENIAL = re.compile(
-    r"\b(?:not|never|neither|nor|no|cannot|isn't|wasn't|aren't|doesn't|don't|rather than|instead of)\b"
+    r"\b(?:not|never|neither|nor|cannot|rather than|instead of|except|anything but|doubt|impossible|deny)\b|n't\b"
 )
+_NO_DENIAL = re.compile(r"\b(?:no|not a|without a?) ?doubt\b")
 _DENIED_AFTER = re.compile(
-    r"[^\s.,]*\s?(?:(?:은|는|이|가)\s)?(?:아니|아닙|아닌|틀)|\s(?:is|was|are)\s(?:not|wrong|incorrect|false)\b"
+    r"[^\s.,]*\s?(?:\S+\s)?(?:(?:은|는|이|가)\s)?(?:아니(?!면)|아닙|아닌|틀)"
+    r"|\s(?:is|was|are|would be)\s(?:not|wrong|incorrect|false)\b|\s(?:isn't|wasn't|aren't)\b"
 )
+_LIST = re.compile(r"[^,/·;]+(?:[,/·;][^,/·;]+){2,}|[^\s/]+\s?/\s?[^\s/]+")  # three names, or two with a stroke
 _PARTICLES = (
     "은|는|이|가|을|를|의|에|에서|에게|로|으로|와|과|도|만|까지|부터|이다|다|입니다|이에요|예요|이야|야|이며|이고|라고|이라고|라는|이라는"
     "|였다|이었다|였습니다|이었습니다|이죠|죠|인|란|이란|네요|이네요"
@@ -203,11 +220,17 @@ _PARTICLES = (
 def _contains(reply: str, reference: str) -> Grade:
     final = final_answer(reply)
     said = bare(_unlatexed(final.text if final.marked else _last_line(reply)))
-    asked = (final.text if final.marked else _last_line(reply)).rstrip(" *_`\"')").endswith(("?", "？"))
     right = bare(_unlatexed(reference))
-    if not asked and right and _states(said, right):
+    if not _is_question(reply) and right and not _is_list(reply) and _states(said, right):
         return Grade(True, 1.0, right)
     return Grade(False, similarity(said, right), said)
+
+
+def _is_list(reply: str) -> bool:
+    """Names and nothing else: `Paris, London, Berlin`, `Paris / London`."""
+    final = final_answer(reply)
+    text = (final.text if final.marked else _last_line(reply)).strip(" .")
+    return bool(_LIST.fullmatch(text)) and all(len(part.split()) <= 3 for part in re.split(r"[,/·;]", text))
 
 
 def _states(said: str, right: str) -> bool:
@@ -216,12 +239,13 @@ def _states(said: str, right: str) -> bool:
     korean = f"(?:{_PARTICLES})?" if re.search(r"[가-힣]$", right) else ""
     for match in re.finditer(rf"(?<![\w]){re.escape(right)}{korean}(?!\w)", said):
         before, after = said[: match.start()], said[match.end() :]
-        joined = re.search(r"(?:\band|&|및|그리고|와|과)\s?$", before[-8:]) or re.match(r"\W*(?:and\b|그리고|&)", after)
+        joined = re.search(r"(?:\band|&|및|그리고|와|과)\s?$", before[-8:]) or re.match(
+            r"\W*(?:and(?! i\b)\b|그리고|&)", after
+        )
         if joined or (match.group() != right and match.group()[len(right) :] in ("와", "과")):
             continue
-        if not _DENIAL.search(re.split(r"\bbut\b|[;:]", before[-60:])[-1]) and not _DENIED_AFTER.match(
-            said, match.start() + len(right)
-        ):
+        clause = re.split(r"(?<!anything )\bbut\b|[;:]", _NO_DENIAL.sub("", before[-60:]))[-1]
+        if not _DENIAL.search(clause) and not _DENIED_AFTER.match(said, match.start() + len(right)):
             return True
     return False
 
@@ -236,7 +260,7 @@ _LEADING = re.compile(
     (?P<letter>[A-E]) (?: [)\]}*_`"'$]* (?=$|[\s.,:;!?)\]]|[가-힣]) )""",
     re.VERBOSE | re.IGNORECASE,
 )
-_OPTION = re.compile(r"[*_]*\(?[A-E][).:][*_]*\s+\S")
+_OPTION = re.compile(r"[*_]*\(?[A-E](?:[).:][*_]*(?:\s+\S|$)|$)")
 _ARTICLE = re.compile(r"\s+(?!because|since|as|is|and|or|in|for|which|\()[a-z]", re.ASCII)
 _LATER = re.compile(
     r"""\((?P<bracketed>[A-Ea-e])\)
@@ -252,7 +276,7 @@ _DENIED_LETTER = re.compile(
 )
 _ANOTHER = re.compile(r"(?<![A-Za-z0-9'])([A-E])(?![A-Za-z0-9'])")
 _JOINT = re.compile(
-    r"[\s)\]*_]*(?:,|/|&|\bor\b|\band\b|또는|혹은|아니면|이나|나|와|과)\s*(?:maybe|perhaps|also)?[\s(\[*_]*"
+    r"[\s)\]*_]*(?:[,/&;(]|\bor\b|\band\b|또는|혹은|아니면|이나|나|와|과)?\s*(?:or\b)?\s*(?:maybe|perhaps|also)?[\s(\[*_]*"
 )
 
 
@@ -275,7 +299,13 @@ def chosen_letter(reply: str) -> str | None:
         return None
     match = _LEADING.match(text)
     alone = match is not None and not text[match.end() :].strip(" .*_`)\"'!$")
-    if match and not alone and not final.marked and not re.match(r"[)\].:]", text[match.end("letter") :].lstrip("*_")):
+    goes_on = text[match.end("letter") :].lstrip("*_") if match else ""
+    if (
+        match
+        and not alone
+        and not final.marked
+        and not re.match(r"[)\].:]|\s+is\s+(?:the\s+)?(?:correct|right|best|answer)", goes_on)
+    ):
         match = None  # without a marker, a line that begins with a letter and goes on is prose
     if match and match["letter"] in "Aa" and not alone and _ARTICLE.match(text, match.end()):
         match = None
@@ -315,7 +345,9 @@ def _several(text: str, letter: str, end: int) -> bool:
 
 _SPAN = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$(.+?)(?<!\\)\$", re.DOTALL)
 _LITERAL = re.compile(r"\\[lcvd]?dots\b|\.\.\.|\d\s*_\{?\d")  # 1, 2, ..., n and 52_8: math-verify reads only a part
-_OR = re.compile(r"\s*(?:\\text\s*\{\s*(?:or|and|,?\s*or)\s*\}|\b(?:or|and)\b|또는|혹은|아니면|그리고)\s*")
+_OR = re.compile(
+    r"\s*(?:\\text\s*\{\s*(?:or|and|,?\s*or)\s*\}|,?\s*\b(?:or|and|maybe|possibly|perhaps)\b(?:\s+(?:possibly|perhaps|maybe))?|또는|혹은|아니면|그리고)\s*"
+)
 
 
 def _math(reply: str, reference: str) -> Grade:
@@ -325,8 +357,11 @@ def _math(reply: str, reference: str) -> Grade:
     number, right = parse_number(answer), parse_number(truth)
     if number is not None and right is not None:
         return compare_numbers(number, right)
+    members = [parse_number(part) for part in answer.split("=")]
+    if len(members) > 1 and None not in members and len({m.value for m in members if m}) > 1:
+        return Grade(False, 0.0, answer)  # 20 = 18
     same = "".join(answer.split()) == "".join(truth.split())
-    if same or (not _LITERAL.search(answer + truth) and _WORKER.equal(truth, answer)):
+    if same or (not _LITERAL.search(answer + truth) and _equal(truth, answer)):
         return Grade(True, 1.0, answer)
     return Grade(False, similarity(answer, truth), answer)
 
@@ -343,6 +378,9 @@ def _expression(text: str) -> str:
             said = next(filter(None, spans[0].groups()))
         return _tidy(said)
     line = _last_line(text)
+    spans = list(_SPAN.finditer(text))
+    if spans and not text[spans[-1].end() :].strip(" \n.*"):
+        line = text[max(spans[-1].start() - 200, 0) :]  # ends on a formula, which may take several lines
     if line.rstrip().endswith("?"):
         return ""
     spans = list(_SPAN.finditer(line))
@@ -357,7 +395,10 @@ def _expression(text: str) -> str:
 
 
 def _denied_span(text: str, span: re.Match[str]) -> bool:
-    return bool(re.search(r"\bnot\s*$", text[: span.start()]) or _DENIED_LETTER.match(text, span.end()))
+    return bool(
+        re.search(r"(?:\bnot|n't|\bcannot)\s*(?:be\s*)?$", text[: span.start()])
+        or _DENIED_LETTER.match(text, span.end())
+    )
 
 
 def _tidy(text: str) -> str:
@@ -384,22 +425,30 @@ class MathWorker:
     def equal(self, truth: str, answer: str) -> bool:
         """math-verify's verdict on two LaTeX expressions; False after `seconds` (or if the process dies of it)."""
         with self._lock:
-            process = self._running()
-            timer = threading.Timer(self.seconds, process.kill)
-            timer.start()
-            try:
-                cast(IO[str], process.stdin).write(json.dumps([truth, answer]) + "\n")
-                cast(IO[str], process.stdin).flush()
-                line = cast(IO[str], process.stdout).readline()
-            except OSError:  # died before it read
-                line = ""
-            finally:
-                timer.cancel()
-            if not line:
-                process.kill()
-                process.wait()
-                self._process = None
+            for _ in range(2):  # once more where it died of something else, and had not the time
+                started = time.monotonic()
+                line = self._asked(json.dumps([truth, answer]))
+                if line or time.monotonic() - started >= self.seconds:
+                    break
             return line == "true\n"
+
+    def _asked(self, question: str) -> str:
+        process = self._running()
+        timer = threading.Timer(self.seconds, process.kill)
+        timer.start()
+        try:
+            cast(IO[str], process.stdin).write(question + "\n")
+            cast(IO[str], process.stdin).flush()
+            line = cast(IO[str], process.stdout).readline()
+        except OSError:  # died before it read
+            line = ""
+        finally:
+            timer.cancel()
+        if not line:
+            process.kill()
+            process.wait()
+            self._process = None
+        return line
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
@@ -410,6 +459,7 @@ class MathWorker:
                 stderr=subprocess.DEVNULL,
                 text=True,
                 encoding="utf-8",
+                start_new_session=True,  # Ctrl-C is for the run, which ends its step with it
             )
             if cast(IO[str], self._process.stdout).readline() != "ready\n":
                 raise RuntimeError("math-verify does not start: run `python -m scorefast.math_worker` to see why")
@@ -417,6 +467,13 @@ class MathWorker:
 
 
 _WORKER = MathWorker()
+
+
+@lru_cache(maxsize=4096)
+def _equal(truth: str, answer: str) -> bool:
+    return _WORKER.equal(truth, answer)
+
+
 _GRADES: dict[Chosen, Callable[[str, str], Grade]] = {
     "exact": _exact,
     "numeric": _numeric,

@@ -40,9 +40,13 @@ def main() -> None:
     import math_verify  # noqa: F401  what takes long, before the first question
 
     logging.disable(logging.ERROR)
-    print("ready", flush=True)
+    replies, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no reply
+    print("ready", file=replies, flush=True)
     for line in sys.stdin:
-        print(json.dumps(equal(*json.loads(line))), flush=True)
+        verdict = False
+        with contextlib.suppress(Exception):  # parsers and sympy on text of any kind: then they are not equal
+            verdict = equal(*json.loads(line))
+        print(json.dumps(verdict), file=replies, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A source in, a prepared folder out: Parquet files by split, the rows left out, and a manifest. Imports no torch.
 
-Rows pass through in batches: memory holds hashes of all questions, and texts of a batch.
+Rows pass through in batches: memory holds the hashes of all questions, and the texts of those that may be near
+duplicates: the questions that share all their numbers with another, or have none.
 """
 
 from __future__ import annotations
@@ -36,10 +37,9 @@ from scorefast.data import (
     normalized,
     read_questions,
 )
-from scorefast.grading import auto_grader
 from scorefast.metrics import wilson
 from scorefast.recipe import Recipe
-from scorefast.reward import grade_example
+from scorefast.reward import chosen_grader, grade_example
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 DROPPED = "dropped.jsonl"
 BATCH = 10_000  # rows of a Parquet row group
-MEASURED = 5_000  # rows whose tokens are counted and first attempts graded; of more, those with the smallest ids
+MEASURED = 10_000  # rows whose tokens are counted and first attempts graded; of more, those with the smallest ids
 
 FillAttempts = Callable[[list[Example]], list[Example]]  # examples with their missing original_answer filled
 
@@ -76,7 +76,7 @@ def prepare(
     not finished. `chat` is needed to count tokens, `fill` writes first attempts. On an error `out` is emptied again.
     """
     settings = recipe.data
-    forbidden = read_questions(against, settings) if against else []
+    forbidden = read_questions(against, note) if against else []
     reading = Reading(source, settings, digests(forbidden, against or ""))
     notes: list[str] = []
 
@@ -84,15 +84,17 @@ def prepare(
         notes.append(line)
         note(line)
 
+    work = out / ".partial"  # hidden: what a kill leaves there is not taken for data
+    work.mkdir()
     try:
-        with (out / DROPPED).open("w", encoding="utf-8") as dropped:
-            keys = _write_splits(reading(keep_note, progress), out, dropped)
+        with (work / DROPPED).open("w", encoding="utf-8") as dropped:
+            keys = _write_splits(reading(keep_note, progress), work, dropped)
             benchmark = (forbidden, against or "")
-            counts, near = _drop_leaks(out, keys, settings.near_duplicates, benchmark, reading.dropped, dropped)
+            counts, near = _drop_leaks(work, keys, settings.near_duplicates, benchmark, reading.dropped, dropped)
         if fill is not None:
             for name in SPLITS:
-                _rewrite(out / f"{name}.parquet", lambda batch: fill(batch))
-        examples = _measured(out, sum(counts.values()))
+                _rewrite(work / f"{name}.parquet", lambda batch: fill(batch))
+        examples = _measured(work, sum(counts.values()))
         lengths = token_lengths(examples, chat) if chat else {}
         room = limits(chat, recipe) if chat else {}
         manifest = {
@@ -104,7 +106,7 @@ def prepare(
             "near_duplicates_kept": near,
             "splits": counts,
             "split_fractions": fractions(settings),
-            "read_as": {"preset": settings.preset, "columns": settings.columns, "notes": notes},
+            "read_as": settings.model_dump() | {"notes": notes},
             "against": {"source": against, "questions": len(forbidden), "sha256": content_sha256(against)}
             if against
             else None,
@@ -112,13 +114,14 @@ def prepare(
             "token_lengths": {name: _percentiles(n) for name, n in lengths.items() if n},
             "too_long": too_long(lengths, room),
             "first_attempts": first_attempts(examples, recipe),
-            "graders": dict(Counter(e.grader or _grader(e, recipe) for e in examples)),
-            "sha256": {f"{name}.parquet": file_sha256(out / f"{name}.parquet") for name in SPLITS},
+            "graders": dict(Counter(chosen_grader(e, recipe.reward.grader) for e in examples)),
+            "sha256": {f"{name}.parquet": file_sha256(work / f"{name}.parquet") for name in SPLITS},
             "versions": {"scorefast": __version__, "python": platform.python_version(), "pyarrow": version("pyarrow")},
         }
-        temporary = out / f"{MANIFEST}.partial"
-        temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(out / MANIFEST)
+        (work / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        for file in (*(f"{name}.parquet" for name in SPLITS), DROPPED, MANIFEST):
+            (work / file).replace(out / file)
+        work.rmdir()
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
@@ -224,7 +227,7 @@ def _drop_leaks(
                 reason, other = leaks.dropped[normalized(example.question)]
                 reasons[reason] += 1
                 left[name] -= 1
-                line = {"id": example.id, "question": example.question, "nearly": other}
+                line = example._asdict() | {"nearly": other}
                 _write_dropped(dropped, Dropped(path.name, None, reason, line))
         _rewrite(path, lambda batch: [e for e in batch if not is_leak(e)])
     return left, leaks.kept
@@ -302,11 +305,6 @@ def first_attempts(examples: Iterable[Example], recipe: Recipe) -> dict[str, Any
         "right_ci95": wilson(right, len(given)) if given else None,
         "by": dict(Counter(e.original_answer_by or "source" for e in given)),
     }
-
-
-def _grader(example: Example, recipe: Recipe) -> str:
-    chosen = recipe.reward.grader
-    return auto_grader(example.correct_answer) if chosen == "auto" else chosen
 
 
 def preview(example: Example, chat: ChatFormat) -> list[tuple[str, list[tuple[str, bool]]]]:

@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from scorefast.data import Example
-from scorefast.grading import Grade, grade
+from scorefast.grading import Grade, auto_grader, grade
 from scorefast.recipe import GraderName, OriginReward, UserError
 
 # TRL's signature: completions (and prompts) as lists of chat messages, every column as a keyword list; one float each.
 RewardFunction = Callable[..., Sequence[float]]
+
+
+def chosen_grader(example: Example, grader: GraderName) -> GraderName:
+    """The row's own grader, else `grader`; where that is auto, the one that fits the reference."""
+    own = example.grader or grader
+    return auto_grader(example.correct_answer) if own == "auto" else own
 
 
 def grade_example(reply: str, example: Example, grader: GraderName) -> Grade:
@@ -35,15 +41,14 @@ def load_reward(name: str) -> RewardFunction:
     module, colon, function = name.partition(":")
     if not colon or not module or not function:
         raise UserError(f"reward.function {name!r}: expected module:function, for example my_rewards:length_reward")
-    sys.path.insert(0, str(Path.cwd()))
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # to stay: the function may import its neighbours when it is called
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"reward.function {name!r}: {error}") from None
     except Exception as error:  # the module is the user's: it can fail in any way
         raise UserError(f"reward.function {name!r}: {module} fails when imported: {_one_line(error)}") from None
-    finally:
-        sys.path.pop(0)
     if not callable(found):
         raise UserError(f"reward.function {name!r}: is not a function")
     return found
@@ -58,11 +63,11 @@ def rewards_of(
     """
     try:
         return _called(function, examples, prompts, replies)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         for example, prompt, reply in zip(examples, prompts, replies, strict=True):
             try:
                 _called(function, [example], [prompt], [reply])
-            except Exception as alone:
+            except (Exception, SystemExit) as alone:
                 raise UserError(f"reward function: row {_row(example)}: {_one_line(alone)}") from alone
         raise UserError(f"reward function: {_one_line(error)} (on {len(replies)} rows at once)") from error
 
@@ -79,8 +84,12 @@ def _called(
     function: RewardFunction, examples: Sequence[Example], prompts: Sequence[list[str]], replies: Sequence[str]
 ) -> list[float]:
     others = {name for e in examples for name in e.extra or {}}
+    if taken := others & {"prompts", "completions"}:
+        raise ValueError(
+            f"a column of the data is called {min(taken)}, which TRL's signature has for itself: rename it"
+        )
     columns: dict[str, list[Any]] = {name: [(e.extra or {}).get(name) for e in examples] for name in others}
-    columns["solution"] = [e.correct_answer for e in examples]  # the name that TRL's own rewards use
+    columns.setdefault("solution", [e.correct_answer for e in examples])  # the name that TRL's own rewards use
     for name in ("id", "question", "original_answer", "correct_answer"):
         columns[name] = [getattr(e, name) for e in examples]
     roles = ("user", "assistant")
@@ -92,11 +101,17 @@ def _called(
     values = list(result)
     if len(values) != len(replies):
         raise ValueError(f"returned {len(values)} rewards for {len(replies)} completions")
-    for value in values:
-        if isinstance(value, bool | int | float) and math.isfinite(value):
-            continue
+    return [_finite(value) for value in values]
+
+
+def _finite(value: Any) -> float:
+    try:
+        number = float(value)  # NumPy's and torch's scalars too
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
         raise ValueError(f"returned {value!r}, which is no finite number")
-    return [float(value) for value in values]
+    return number
 
 
 def _row(example: Example) -> str:

@@ -81,6 +81,7 @@ def test_splits_have_their_share_and_adding_rows_moves_none():
         ("d.jsonl", b'{"question": "a"', "no usable row: {file}:1: not JSON"),
         ("d.jsonl", b'{"question": "a"}', "has the columns question; expected"),
         ("d.jsonl", b'{"question": ["a"], "correct_answer": "b"}', "{file}:1: question is a list, not text"),
+        ("d.jsonl", b'{"question": "a\\u0000b", "correct_answer": "b"}', "{file}:1: NUL character"),
         ("d.jsonl", b"[1]", "{file}:1: not an object"),
         ("d.jsonl", b'{"messages": [{"role": "user", "content": "a"}]}', "{file}:1: messages go user; expected"),
         ("d.parquet", b"PAR1", "not Parquet"),
@@ -149,6 +150,26 @@ def test_columns_by_name_and_the_others_are_kept_for_rewards(tmp_path):
         kept(path, columns={"correct_answer": "answer"})
 
 
+def test_a_named_column_goes_before_what_a_preset_reads(tmp_path):
+    path = write(tmp_path, "problem,solution,answer\na,so \\boxed{18},18\n")
+    assert kept(path)[0][0].correct_answer == "so \\boxed{18}"
+    assert kept(path, columns={"correct_answer": "answer"})[0][0].correct_answer == "18"
+
+
+def test_keys_may_vary_from_row_to_row(tmp_path):
+    rows = [{"q": "a", "correct_answer": "1"}, {"q": "b", "correct_answer": "2", "first": "3"}]
+    path = write(tmp_path, "\n".join(map(json.dumps, rows)), "d.jsonl")
+    examples, _ = kept(path, columns={"question": "q", "original_answer": "first"})
+    assert [(e.question, e.original_answer) for e in examples] == [("a", None), ("b", "3")]
+
+
+def test_reasons_are_counted_without_the_particulars_of_a_row(tmp_path):
+    path = write(tmp_path, "\n".join(["{"] * 3 + ["{}}"] * 3 + ['{"question": "a", "correct_answer": "1"}']), "d.jsonl")
+    _, dataset = kept(path, on_error="skip")
+    assert dataset.dropped == {"not JSON": 6}
+    assert "Expecting" in dataset.dropped_rows[0].reason
+
+
 def test_mixed_normal_forms_are_one_question(tmp_path):
     import unicodedata
 
@@ -180,6 +201,26 @@ def test_no_question_stands_nearly_the_same_on_two_sides_of_a_split(tmp_path):
     assert untouched.rows_kept == 26
     assert dataset.rows_kept == 26 - sum(n for reason, n in dataset.dropped.items() if "near duplicate of a" in reason)
     assert all(e.question in questions for s in SPLITS for e in untouched.splits[s] if e not in dataset.splits[s])
+
+
+def test_no_twin_stays_in_a_large_family_of_questions(tmp_path):
+    """Hundreds nearly alike: one pass of MinHash cannot compare all; none may be left opposite the test split."""
+    import random
+
+    draw = random.Random(0)
+    words = [f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(400)]
+    base = words[:60]
+    texts = []
+    for _ in range(600):
+        changed = list(base)
+        for _ in range(2):
+            changed[draw.randrange(60)] = draw.choice(words)
+        texts.append(" ".join(changed))
+    path = write(tmp_path, "question,correct_answer\n" + "".join(f"{t},1\n" for t in texts))
+    splits = load_dataset(path, Data(test_fraction=0.02, validation_fraction=0.0)).splits
+    held_out = [shingles(e.question) for e in splits["test"]]
+    assert held_out
+    assert not [e for e in splits["train"] if any(jaccard(shingles(e.question), other) >= 0.8 for other in held_out)]
 
 
 def pairs_of(texts, threshold):

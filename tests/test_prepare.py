@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -104,6 +105,18 @@ def test_what_stands_in_a_benchmark_is_left_out_exactly_and_nearly(tmp_path):
     assert done.manifest["against"]["questions"] == 2
 
 
+def test_a_benchmark_is_read_in_its_own_encoding_and_what_is_unreadable_is_said(tmp_path):
+    source, bench = tmp_path / "d.csv", tmp_path / "bench.jsonl"
+    source.write_bytes("question,correct_answer\n서울은 어디 있나요?,한국\n".encode("cp949"))
+    rows = [{"question": "서울은 어디 있나요?"}, {"question": ""}, {"messages": [{"role": "user", "content": "b"}]}]
+    bench.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows[:2]), encoding="utf-8")
+    notes = []
+    recipe = load_recipe("tiny-cpu", ["data.encoding=cp949"])
+    done, _ = prepared(tmp_path, source, recipe=recipe, against=str(bench), note=notes.append)
+    assert done.manifest["dropped"] == {f"stands in {bench}": 1}
+    assert any("1 rows without a readable question" in line for line in notes)
+
+
 def test_tokens_lengths_and_label_balance_are_counted(tmp_path, chat):
     done, _ = prepared(tmp_path, SHIPPED, chat=chat)
     manifest = done.manifest
@@ -147,6 +160,21 @@ def test_a_failed_run_leaves_nothing_behind(tmp_path):
             tmp_path / "out",
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_run_leaves_nothing_that_looks_like_data(tmp_path):
+    """SIGKILL cannot be cleaned up after: what it leaves must be taken neither for data nor for a finished folder."""
+    rows = "".join(f"what is word{i} times {i}?,{i}\n" for i in range(400_000))
+    (tmp_path / "d.csv").write_text("question,correct_answer\n" + rows)
+    command = [sys.executable, "-m", "scorefast", "prepare", "d.csv", "--out", "out", "--set", "data.near_duplicates=0"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "out/.partial/train.parquet").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    with pytest.raises(UserError, match="holds no file to read"):
+        load_dataset(str(tmp_path / "out"), RECIPE.data)
 
 
 def test_the_report_shows_hostile_data_as_text(tmp_path, chat):

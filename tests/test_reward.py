@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 
+import numpy as np
 import pytest
+import torch
 
 from scorefast.data import Example, load_dataset
 from scorefast.recipe import UserError, load_recipe
@@ -51,6 +54,21 @@ def test_what_a_function_is_given():
     }
 
 
+def test_scalars_of_numpy_and_torch_are_rewards():
+    assert call(lambda completions, **_: np.array([0.5, 1, 0, 2], dtype=np.float32)) == [0.5, 1.0, 0.0, 2.0]
+    assert call(lambda completions, **_: torch.tensor([1, 0, 1, 0])) == [1.0, 0.0, 1.0, 0.0]
+
+
+def test_columns_of_the_data_keep_their_names():
+    """A column `solution` of the data is the data's; one that TRL's signature has for itself is refused by name."""
+    rows = [ROWS[0]._replace(extra={"solution": "theirs"})]
+    seen = {}
+    rewards_of(lambda completions, **columns: seen.update(columns) or [0.0], rows, [["q"]], ["a"])
+    assert seen["solution"] == ["theirs"]
+    with pytest.raises(UserError, match="a column of the data is called completions"):
+        rewards_of(correctness_reward, [ROWS[0]._replace(extra={"completions": 1})], [["q"]], ["a"])
+
+
 def raises_on_three(completions, **_):
     return [1 / (int(c[0]["content"]) - 3) for c in completions]
 
@@ -63,6 +81,7 @@ def raises_on_three(completions, **_):
         (lambda completions, **_: [None] * len(completions), "row id0 .*returned None, which is no finite number"),
         (lambda completions, **_: [float("nan")] * len(completions), "row id0 .*returned nan"),
         (lambda completions: [0.0], "row id0 .*TypeError"),
+        (lambda completions, **_: sys.exit(0), "row id0 .*SystemExit"),
     ],
 )
 def test_a_failing_function_stops_with_the_row_named(function, message):
