@@ -65,6 +65,7 @@ def test_a_conversation(trained, tmp_path):
     terminal.type("/again\n")
     terminal.wait_for("ask a question first")
     terminal.wait_for("you> ")
+    time.sleep(1)  # the prompt is printed a moment before it listens
     terminal.process.send_signal(signal.SIGINT)  # Ctrl-C at the prompt does not end the conversation
     terminal.wait_for("you> ")
     while terminal.process.poll() is None:  # Ctrl-D does; one typed before the line editor listens is lost
