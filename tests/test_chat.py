@@ -15,12 +15,18 @@ import time
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     def __init__(self, *arguments: str, cwd):
         self.master, slave = pty.openpty()
         command = [sys.executable, "-m", "scorefast", *arguments]
         environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-        self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, cwd=cwd, env=environment)
+        streams = {"stdin": slave, "stdout": slave, "stderr": slave}
+        # A test run in the background of a script ignores Ctrl-C, and so would its children.
+        self.process = subprocess.Popen(command, **streams, cwd=cwd, env=environment, preexec_fn=_heed_interrupts)
         os.close(slave)
         self.text = ""
 
@@ -65,7 +71,6 @@ def test_a_conversation(trained, tmp_path):
     terminal.type("/again\n")
     terminal.wait_for("ask a question first")
     terminal.wait_for("you> ")
-    time.sleep(1)  # the prompt is printed a moment before it listens
     terminal.process.send_signal(signal.SIGINT)  # Ctrl-C at the prompt does not end the conversation
     terminal.wait_for("you> ")
     while terminal.process.poll() is None:  # Ctrl-D does; one typed before the line editor listens is lost
