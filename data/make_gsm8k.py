@@ -11,21 +11,16 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from scorefast.data import COLUMNS
+from scorefast.presets import COLUMNS, without_calculator
 
 
 def wrong_solution(row: dict[str, Any], models: list[str]) -> str | None:
     """Of the first model whose solution is labelled wrong; None where all are right."""
     return next((row[name]["solution"] for name in models if not row[name]["is_correct"]), None)
-
-
-def without_calculator(text: str) -> str:
-    return re.sub(r"<<[^<>\n]*>>", "", text)
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ import torch
 from make_score import HERE, SPLIT, first_attempts
 
 from scorefast.assets.make_tiny_products import NUMBERS, first_attempt, question, trainable_pairs
-from scorefast.data import COLUMNS, SPLITS, split_of
+from scorefast.data import SPLITS, split_of
+from scorefast.presets import COLUMNS
 from scorefast.recipe import EMBEDDED_MODELS
 
 

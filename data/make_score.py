@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import scorefast
 from scorefast.assets.make_tiny_gemma2 import question
-from scorefast.data import COLUMNS, SPLITS, split_of
+from scorefast.data import SPLITS, split_of
+from scorefast.presets import COLUMNS
 from scorefast.prompts import ChatFormat
 from scorefast.recipe import Data
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
+from scorefast.presets import without_calculator
+
 LONGEST = 20_000  # of a longer text only so many last characters are looked at, so that no reply takes long
 
 # --- markers ---------------------------------------------------------------------------------------------------
@@ -78,8 +80,8 @@ def _phrases(reply: str) -> Iterator[re.Match[str]]:
         start = reply.find(word)
         while start >= 0:
             match = _PHRASE.match(reply, start)
-            at_line = match is None or match.lastgroup is None
-            if match and (at_line or _BEFORE_HEADING.fullmatch(reply, reply.rfind("\n", 0, start) + 1, start)):
+            anywhere = match is not None and match.lastgroup is None
+            if match and (anywhere or _BEFORE_HEADING.fullmatch(reply, reply.rfind("\n", 0, start) + 1, start)):
                 yield match
             start = reply.find(word, start + 1)
 
@@ -145,8 +147,8 @@ def _braced(text: str, start: int) -> tuple[str, int]:
 _VULGAR = {c: f" {unicodedata.normalize('NFKC', c).replace(chr(0x2044), '/')}" for c in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"}
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _PLAIN = str.maketrans(
-    {"\u2212": "-", "\u2013": "-", "\u2014": " - ", "\u2044": "/", "×": "*", "⋅": "*", "·": "*", "∙": "*", "～": "~"}
-    | {"’": "'", "‘": "'", "−": "-"}
+    {"\u2212": "-", "\u2013": "-", "\u2014": " - ", "\u2044": "/", "×": "*", "⋅": "*", "·": "*", "∙": "*"}
+    | {"’": "'", "‘": "'"}
 )
 _LATEX = [
     (re.compile(r"\\(?:left|right|displaystyle|mathrm|mathbf|textbf|text|mbox|rm|bf|quad|qquad)\b\s*"), ""),
@@ -207,7 +209,7 @@ def plain(text: str) -> str:
         text = re.sub(r"[₀-₉]+", lambda m: "_" + m.group(), text)
         text = unicodedata.normalize("NFKC", text).translate(_PLAIN)
     if "<<" in text:
-        text = re.sub(r"<<[^<>]*>>", "", text)
+        text = without_calculator(text)
     if "</" in text:
         text = re.sub(r"</?[A-Za-z]{1,10}>", "", text)
     if "egative" in text:
@@ -279,7 +281,6 @@ _ALTERNATIVE = re.compile(
     rf"""[*_`)\s]* {_UNIT} [*_`)\s]*
     (?: [,;.]?\s*\(?(?:(?:and\s*/\s*)?or|and|and\ also|alternatively)\b
       | [,;.]?\s*(?:또는|혹은|아니면|이나|나|거나|이거나|내지|인지|하고|와|과)\b
-      | [,;.(]?\s*(?:or|and)\b
       | [,;(]\s*(?:or\s+)?(?:maybe|perhaps|possibly|probably|아마|어쩌면)
       | [~/] | \s?-{{1,2}}\s? | \s?to\b | \s?through\b | 에서 )
     (?: \s+(?:maybe|perhaps|possibly|even|else|either|also|it\s+(?:(?:could|might|may)\s+be|is|was)))*
@@ -369,9 +370,9 @@ def _after_equals(text: str, numbers: list[re.Match[str]]) -> int:
     begins = not text[: numbers[0].start()].strip(" $*_`~(:")
     if begins and not re.match(r"[\s$)*_]*[-+*/^=x÷<>]", text[numbers[0].end() :]):
         return 0  # `18, because 9 * 2 = 18`
+    last = len(numbers) - 1
     equals = text.rfind("=")
-    after = next((i for i, m in enumerate(numbers) if m.start() > equals), -1)
-    return after if equals >= 0 else -1 % len(numbers)
+    return last if equals < 0 else next((i for i, m in enumerate(numbers) if m.start() > equals), last)
 
 
 def _settled(text: str, numbers: list[re.Match[str]], at: int, *, complete: bool = False) -> Number | None:

@@ -116,18 +116,16 @@ def prepare(
         from scorefast.model import chat_format
 
         chat, fill = None, None
-        if sample_from is None:
-            try:
-                chat = chat_format(settings)
-            except UserError as error:
-                console.print(f"token lengths not measured: {error}")
-        else:
+        try:
+            chat = chat_format(settings)
+        except UserError as error:
+            if sample_from is not None:
+                raise
+            console.print(f"token lengths not measured: {error}")
+        if sample_from is not None:
             from scorefast.evaluate import first_attempt_writer
-            from scorefast.model import load_policy
 
-            policy = load_policy(settings, writer)
-            chat = policy.chat
-            fill = first_attempt_writer(policy, settings, writer.name if writer else settings.model.name)
+            fill = first_attempt_writer(settings, writer)
         folder = runs.claim_run(out, "data")
         with _byte_progress(console) as progress:
             done = prepare_(

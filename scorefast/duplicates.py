@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
 from itertools import pairwise
 
 import numpy as np
@@ -34,8 +35,9 @@ def jaccard(a: set[str], b: set[str]) -> float:
 
 
 def number_key(question: str) -> int:
-    """A hash of the numbers in it, in order; the same for questions without any."""
-    return hash(_NOT_DIGITS.sub(" ", question).strip())
+    """A 64-bit hash of the numbers in it, in order, in every process the same; one for questions without any."""
+    numbers = _NOT_DIGITS.sub(" ", question).strip().encode()
+    return int.from_bytes(blake2b(numbers, digest_size=8).digest(), "big", signed=True)
 
 
 def near_duplicates(

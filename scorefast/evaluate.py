@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -63,21 +63,29 @@ def probe(
     return rates
 
 
-def first_attempt_writer(policy: Policy, recipe: Recipe, author: str) -> Callable[[list[Example]], list[Example]]:
-    """Fills missing original answers with replies sampled from the policy, and notes who wrote them."""
-    settings = recipe.rollout
-    sample = partial(
-        generate,
-        policy,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        batch_size=settings.batch_size,
-    )
-    torch.manual_seed(recipe.seed)
+def first_attempt_writer(recipe: Recipe, checkpoint: Checkpoint | None) -> Callable[[list[Example]], list[Example]]:
+    """Fills missing original answers with replies sampled from the checkpoint (None: the base model), and notes who
+    wrote them. The model is loaded with the first call, when the data has been read and found good."""
+    settings, author = recipe.rollout, checkpoint.name if checkpoint else recipe.model.name
+
+    @cache
+    def writer() -> Policy:
+        policy = load_policy(recipe, checkpoint)
+        torch.manual_seed(recipe.seed)
+        return policy
 
     def fill(examples: list[Example]) -> list[Example]:
         missing = [e for e in examples if e.original_answer is None]
-        written = dict(zip([e.id for e in missing], first_attempts(sample, policy.chat, missing), strict=True))
+        if not missing:
+            return examples
+        sample = partial(
+            generate,
+            writer(),
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            batch_size=settings.batch_size,
+        )
+        written = dict(zip([e.id for e in missing], first_attempts(sample, writer().chat, missing), strict=True))
         return [
             e._replace(original_answer=written[e.id].text or None, original_answer_by=author) if e.id in written else e
             for e in examples

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import IO, Any, Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
-from scorefast.answers import LONGEST, Number, ends_on_number, final_answer, final_number, parse_number
-from scorefast.answers import reference_number as _reference_number
+from scorefast.answers import (
+    LONGEST,
+    Number,
+    ends_on_number,
+    final_answer,
+    final_number,
+    parse_number,
+    reference_number,
+)
 from scorefast.data import normalized
+from scorefast.math_worker import MathWorker
 from scorefast.recipe import GraderName, UserError
 
 Chosen = Literal["exact", "numeric", "math", "contains", "choice"]  # every GraderName but auto
 GRADERS: tuple[Chosen, ...] = get_args(Chosen)
-MATH_SECONDS = 5.0  # for one comparison of two expressions; without a verdict by then they are not equal
 
 _BELOW_ONE = 1 - 1e-9  # the most a wrong answer scores
 _EDGES = " .,;:!?*_`\"'()[]{}<>«»“”‘’「」『』。、…~"  # markup and punctuation around a word; no sign, %, $, #
@@ -46,8 +50,8 @@ def grade(reply: str, reference: str, grader: GraderName = "auto", question: str
     numeric: the one number the reply commits to equals the reference's, as exact fractions (3/4 = 0.75 = 75 %, units
       ignored, no tolerance; a percentage also equals the bare number of per cent). Score 1 / (1 + |a - r| / |r|).
     math: equal as mathematics, by math-verify, in a process of its own with a time limit.
-    exact: the marked answer, the last line or the whole reply equals the reference after NFKC, case, white space, and
-      punctuation at the edges of words.
+    exact: the marked answer, or without one the last line or the whole reply, equals the reference (its marked answer)
+      but for NFKC, case, white space, and punctuation at the edges of words.
     choice: the one letter A to E (or ① to ⑤) the reply commits to.
     contains: the reference stands as a word in the marked answer or the last line, neither denied nor among others.
     auto: `auto_grader` of this one reference.
@@ -133,7 +137,7 @@ def _graded_line(where: str, line: str, grader: GraderName) -> dict[str, Any]:
 
 
 def _numeric(reply: str, reference: str) -> Grade:
-    number, truth = final_number(reply), _reference_number(reference)
+    number, truth = final_number(reply), reference_number(reference)
     if number is None or truth is None:
         return Grade(False, 0.0)
     return compare_numbers(number, truth)
@@ -408,62 +412,6 @@ def _tidy(text: str) -> str:
     text = re.sub(r"\\(?:mathrm|text|mathbf)\s*\{(\w)\}", r"\1", text).replace(r"\varnothing", r"\emptyset")
     text = re.sub(r"(?<=\d)_\{(\d+)\}", r"_\1", text)
     return re.sub(r",\s*,", ",", _OR.sub(", ", text))[:1000]
-
-
-class MathWorker:
-    """math-verify in a process of its own: it can be stopped, on any thread, whatever sympy is at.
-
-    math-verify's own limit is an alarm signal, which only the main thread gets and which cannot stop one long
-    multiplication.
-    """
-
-    def __init__(self, seconds: float = MATH_SECONDS):
-        self.seconds = seconds
-        self._process: subprocess.Popen[str] | None = None
-        self._lock = threading.Lock()
-
-    def equal(self, truth: str, answer: str) -> bool:
-        """math-verify's verdict on two LaTeX expressions; False after `seconds` (or if the process dies of it)."""
-        with self._lock:
-            for _ in range(2):  # once more where it died of something else, and had not the time
-                started = time.monotonic()
-                line = self._asked(json.dumps([truth, answer]))
-                if line or time.monotonic() - started >= self.seconds:
-                    break
-            return line == "true\n"
-
-    def _asked(self, question: str) -> str:
-        process = self._running()
-        timer = threading.Timer(self.seconds, process.kill)
-        timer.start()
-        try:
-            cast(IO[str], process.stdin).write(question + "\n")
-            cast(IO[str], process.stdin).flush()
-            line = cast(IO[str], process.stdout).readline()
-        except OSError:  # died before it read
-            line = ""
-        finally:
-            timer.cancel()
-        if not line:
-            process.kill()
-            process.wait()
-            self._process = None
-        return line
-
-    def _running(self) -> subprocess.Popen[str]:
-        if self._process is None or self._process.poll() is not None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "scorefast.math_worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                encoding="utf-8",
-                start_new_session=True,  # Ctrl-C is for the run, which ends its step with it
-            )
-            if cast(IO[str], self._process.stdout).readline() != "ready\n":
-                raise RuntimeError("math-verify does not start: run `python -m scorefast.math_worker` to see why")
-        return self._process
 
 
 _WORKER = MathWorker()

@@ -1,15 +1,78 @@
-"""math-verify behind a pipe: a line of JSON [truth, answer] in, `true` or `false` out. Run by `grading.MathWorker`."""
+"""math-verify in a process of its own: `MathWorker` asks, `python -m scorefast.math_worker` answers. Imports no torch.
+
+Between them a pipe: a line of JSON [truth, answer] in, `true` or `false` out.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import logging
+import subprocess
 import sys
-from typing import Any
+import threading
+import time
+from typing import IO, Any, cast
 
+SECONDS = 5.0  # for one comparison of two expressions; without a verdict by then they are not equal
 MEMORY = 2 * 1024**3  # bytes: 10^10^10 is to fail here, not to fill the machine
 TOLERANCE = 1e-12  # relative: math-verify rounds to 6 decimals, and so takes 2^-98 for 2^-99 and 0.3333333 for 1/3
+
+
+class MathWorker:
+    """A process that can be stopped, on any thread, whatever sympy is at.
+
+    math-verify's own limit is an alarm signal, which only the main thread gets and which cannot stop one long
+    multiplication.
+    """
+
+    def __init__(self, seconds: float = SECONDS):
+        self.seconds = seconds
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+
+    def equal(self, truth: str, answer: str) -> bool:
+        """math-verify's verdict on two LaTeX expressions; False after `seconds` (or if the process dies of it)."""
+        with self._lock:
+            for _ in range(2):  # once more where it died of something else, and had not the time
+                started = time.monotonic()
+                line = self._asked(json.dumps([truth, answer]))
+                if line or time.monotonic() - started >= self.seconds:
+                    break
+            return line == "true\n"
+
+    def _asked(self, question: str) -> str:
+        process = self._running()
+        timer = threading.Timer(self.seconds, process.kill)
+        timer.start()
+        try:
+            cast(IO[str], process.stdin).write(question + "\n")
+            cast(IO[str], process.stdin).flush()
+            line = cast(IO[str], process.stdout).readline()
+        except OSError:  # died before it read
+            line = ""
+        finally:
+            timer.cancel()
+        if not line:
+            process.kill()
+            process.wait()
+            self._process = None
+        return line
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "scorefast.math_worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                encoding="utf-8",
+                start_new_session=True,  # Ctrl-C is for the run, which ends its step with it
+            )
+            if cast(IO[str], self._process.stdout).readline() != "ready\n":
+                raise RuntimeError("math-verify does not start: run `python -m scorefast.math_worker` to see why")
+        return self._process
 
 
 def equal(truth: str, answer: str) -> bool:

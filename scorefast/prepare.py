@@ -19,9 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from scorefast import __version__
 from scorefast.data import (
-    COLUMNS,
     MANIFEST,
-    OPTIONAL,
     SPLITS,
     Dropped,
     Example,
@@ -34,10 +32,10 @@ from scorefast.data import (
     find_leaks,
     fractions,
     from_columns,
-    normalized,
     read_questions,
 )
 from scorefast.metrics import wilson
+from scorefast.presets import COLUMNS, OPTIONAL
 from scorefast.recipe import Recipe
 from scorefast.reward import chosen_grader, grade_example
 
@@ -90,10 +88,12 @@ def prepare(
         with (work / DROPPED).open("w", encoding="utf-8") as dropped:
             keys = _write_splits(reading(keep_note, progress), work, dropped)
             benchmark = (forbidden, against or "")
-            counts, near = _drop_leaks(work, keys, settings.near_duplicates, benchmark, reading.dropped, dropped)
+            counts, near = _drop_leaks(
+                source, work, keys, settings.near_duplicates, benchmark, reading.dropped, dropped
+            )
         if fill is not None:
             for name in SPLITS:
-                _rewrite(work / f"{name}.parquet", lambda batch: fill(batch))
+                _rewrite(work / f"{name}.parquet", fill)
         examples = _measured(work, sum(counts.values()))
         lengths = token_lengths(examples, chat) if chat else {}
         room = limits(chat, recipe) if chat else {}
@@ -206,6 +206,7 @@ class _Questions:
 
 
 def _drop_leaks(
+    source: str,
     out: Path,
     keys: Mapping[Split, Sequence[int]],
     threshold: float,
@@ -217,30 +218,30 @@ def _drop_leaks(
     leaks = find_leaks({name: _Questions(out / f"{name}.parquet") for name in SPLITS}, keys, threshold, *against)
     left = {name: len(keys[name]) for name in SPLITS}
 
-    def is_leak(example: Example) -> bool:
-        return normalized(example.question) in leaks.dropped
+    def kept(batch: list[Example]) -> list[Example]:
+        verdicts = [leaks.of(example, source) for example in batch]
+        for leak in filter(None, verdicts):
+            reasons[leak.reason] += 1
+            _write_dropped(dropped, leak)
+        return [example for example, leak in zip(batch, verdicts, strict=True) if not leak]
 
     for name in SPLITS if leaks.dropped else ():
-        path = out / f"{name}.parquet"
-        for example in (from_columns(row) for batch in _batches(path) for row in batch):
-            if is_leak(example):
-                reason, other = leaks.dropped[normalized(example.question)]
-                reasons[reason] += 1
-                left[name] -= 1
-                line = example._asdict() | {"nearly": other}
-                _write_dropped(dropped, Dropped(path.name, None, reason, line))
-        _rewrite(path, lambda batch: [e for e in batch if not is_leak(e)])
+        left[name] = _rewrite(out / f"{name}.parquet", kept)
     return left, leaks.kept
 
 
-def _rewrite(path: Path, change: Callable[[list[Example]], list[Example]]) -> None:
+def _rewrite(path: Path, change: Callable[[list[Example]], list[Example]]) -> int:
+    """The file anew with every batch changed; returns its rows."""
     import pyarrow.parquet as pq
 
-    temporary = path.with_suffix(".partial")
+    temporary, rows = path.with_suffix(".partial"), 0
     with pq.ParquetWriter(temporary, _schema()) as writer:
         for batch in _batches(path):
-            writer.write_table(_table(change([from_columns(row) for row in batch])))
+            changed = change([from_columns(row) for row in batch])
+            writer.write_table(_table(changed))
+            rows += len(changed)
     temporary.replace(path)
+    return rows
 
 
 # --- what is measured --------------------------------------------------------------------------------------------

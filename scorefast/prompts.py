@@ -93,11 +93,14 @@ class ChatFormat:
 
     def _encode(self, text: str) -> list[int]:
         """Where the tokenizer saw a control token (one not flagged special), the text is cut inside it, and again."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        if self._control.isdisjoint(ids):
+            return ids
         coded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
         seen = zip(coded.input_ids, coded.offset_mapping, strict=True)
         cuts = [(start + end) // 2 for token, (start, end) in seen if token in self._control and end - start > 1]
         if not cuts:
-            return coded.input_ids
+            return ids
         return [token for start, end in pairwise([0, *cuts, len(text)]) for token in self._encode(text[start:end])]
 
     def first_turn(self, question: str) -> list[int]:

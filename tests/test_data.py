@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -221,6 +224,15 @@ def test_no_twin_stays_in_a_large_family_of_questions(tmp_path):
     held_out = [shingles(e.question) for e in splits["test"]]
     assert held_out
     assert not [e for e in splits["train"] if any(jaccard(shingles(e.question), other) >= 0.8 for other in held_out)]
+
+
+def test_number_keys_are_the_same_in_every_process():
+    """Else two processes of one run, or two runs, could leave out other rows of a large family."""
+    code = "from scorefast.duplicates import number_key; print(number_key('3 of 12 eggs'))"
+    environments = ({**os.environ, "PYTHONHASHSEED": seed} for seed in ("1", "2"))
+    keys = [subprocess.check_output([sys.executable, "-c", code], env=env, text=True) for env in environments]
+    assert [int(key) for key in keys] == [number_key("take 3 from 12")] * 2
+    assert number_key("3 of 12") != number_key("12 of 3")
 
 
 def pairs_of(texts, threshold):

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from scorefast import grading
 from scorefast.answers import final_number, parse_number
-from scorefast.grading import GRADERS, MathWorker, auto_grader, grade, without_question
+from scorefast.grading import GRADERS, auto_grader, grade, without_question
+from scorefast.math_worker import MathWorker
 from tests.conftest import REPOSITORY, scorefast
 
 GSM8K = REPOSITORY.parent / "shared" / "data" / "gsm8k"

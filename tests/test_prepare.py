@@ -204,6 +204,17 @@ def test_the_command_shows_control_tokens_and_escapes_inert(tmp_path):
     assert (tmp_path / "runs/data/report.html").is_file()
 
 
+def test_no_model_is_loaded_for_bad_data(tmp_path):
+    """The checkpoint is torn: to load it would be another message."""
+    (tmp_path / "ckpt").mkdir()
+    (tmp_path / "ckpt/config.json").write_text("{}")
+    (tmp_path / "ckpt/model.safetensors").write_bytes(b"")
+    write(tmp_path, [{"question": "a", "correct_answer": ""}, {"question": "b", "correct_answer": "1"}])
+    done = scorefast("prepare", "d.jsonl", "--sample-first-attempts", "ckpt", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "1 of 2 rows are bad" in done.stderr
+
+
 def test_missing_first_attempts_are_sampled_and_signed(tmp_path):
     rows = [{"question": f"What is {i} + 345?", "correct_answer": str(i + 345)} for i in range(500, 530)]
     rows[0]["original_answer"] = "mine"

@@ -10,7 +10,20 @@ import pytest
 from tests.conftest import REPOSITORY
 
 # Each module may import those before it (and kernels) only.
-ORDER = ["prompts", "recipe", "sources", "duplicates", "data", "answers", "grading", "reward", "metrics", "runs"]
+ORDER = [
+    "prompts",
+    "recipe",
+    "sources",
+    "duplicates",
+    "presets",
+    "data",
+    "answers",
+    "math_worker",
+    "grading",
+    "reward",
+    "metrics",
+    "runs",
+]
 ORDER += ["report", "prepare", "kernels", "objective", "rollout", "model"]
 ORDER += ["evaluate", "trainer", "stages", "chat", "cli"]
 LIGHT = {*ORDER[: ORDER.index("kernels")], "cli"}
