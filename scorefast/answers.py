@@ -42,7 +42,7 @@ _RETRACTED = re.compile(
     re.IGNORECASE,
 )
 _NEGATED_MARKER = re.compile(
-    r"(?:n't|\bnot|\bnever|\bdoubt|\bfalse|\bwrong|\bincorrect)\b[^.,!?\n]{0,30}\Z", re.IGNORECASE
+    r"(?:n't|\bnot|\bnever|\bdoubt|\bfalse|\bwrong|\bincorrect)\b[^.,!?]{0,30}\Z", re.IGNORECASE
 )
 _SENTENCE_END = re.compile(r"</|(?<=[^\W\d])[.!](?=\s|$)|[.!?](?=\s|$)|[。？！]|\n")
 
@@ -69,7 +69,8 @@ def final_answer(reply: str) -> Final:
         taken_back = _RETRACTED.search(reply, end)
         if taken_back and re.search(r"\w", reply[taken_back.end() :]):
             break  # what the reply ends on counts
-        if match not in boxes and _NEGATED_MARKER.search(reply[max(match.start() - 60, 0) : match.start()]):
+        line = max(match.start() - 60, reply.rfind("\n", 0, match.start()) + 1)
+        if match not in boxes and _NEGATED_MARKER.search(reply, line, match.start()):
             return Final("", marked=True, whole=True)  # `I don't think the answer is 18`
         return final
     return Final(reply, marked=False)
