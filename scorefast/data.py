@@ -14,22 +14,21 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from scorefast.duplicates import near_duplicates, number_key
+from scorefast.duplicates import near_duplicates, number_keys
 from scorefast.presets import Preset, find_preset, parse_rows, text_of
 from scorefast.recipe import Data, GraderName, UserError
-from scorefast.sources import BadRow, Row, read_rows, source_files
+from scorefast.sources import BadRow, Row, Rows, read_chunks, read_rows, source_files
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 HELD_OUT_FIRST: tuple[Split, ...] = ("test", "validation", "train")
 MANIFEST = "manifest.json"
-CHUNK = 4096  # rows looked at together
+_LINES = 40  # bits of a place that hold the line, below the number of the file
 TOLERATED = 0.01  # share of bad rows up to which reading goes on by itself
 
 
@@ -62,6 +61,15 @@ class Dropped(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.reason}"
+
+
+class Kept(NamedTuple):
+    """Usable rows by column: the fields of Example, and of each row its split, `number_keys` and `Reading.place`."""
+
+    columns: dict[str, Sequence[Any]]
+    splits: np.ndarray  # (n,) positions in SPLITS
+    keys: np.ndarray  # (n,) int64
+    places: np.ndarray  # (n,) int64
 
 
 @dataclass(frozen=True)
@@ -98,8 +106,9 @@ def _digest(normal_form: str) -> bytes:
     return hashlib.sha256(normal_form.encode()).digest()
 
 
-def _position(digest: bytes) -> float:
-    return int.from_bytes(digest[:6], "big") * 2.0**-48
+def _positions(digests: Sequence[bytes]) -> np.ndarray:
+    """The first 48 bits of each digest as a fraction."""
+    return (np.frombuffer(b"".join(digests), ">u8")[::4] >> np.uint64(16)) * 2.0**-48
 
 
 def split_position(question: str) -> float:
@@ -107,18 +116,18 @@ def split_position(question: str) -> float:
 
     A split is an interval of it, so adding rows never moves a row from one split to another.
     """
-    return _position(_digest(normalized(question)))
+    return float(_positions([_digest(normalized(question))])[0])
 
 
 def split_of(question: str, settings: Data) -> Split:
     """test = [0, t), validation = [t, t + v), train = [t + v, 1) of `split_position`."""
-    return _split_at(split_position(question), settings.test_fraction, settings.validation_fraction)
+    return SPLITS[_splits_at(np.array([split_position(question)]), settings)[0]]
 
 
-def _split_at(position: float, test: float, validation: float) -> Split:
-    if position < test:
-        return "test"
-    return "validation" if position < test + validation else "train"
+def _splits_at(positions: np.ndarray, settings: Data) -> np.ndarray:
+    """Positions in SPLITS."""
+    test, validation = settings.test_fraction, settings.validation_fraction
+    return np.select([positions < test, positions < test + validation], [2, 1], 0)
 
 
 def fractions(settings: Data) -> dict[str, float]:
@@ -140,55 +149,63 @@ class Reading:
     dropped: Counter[str] = field(default_factory=Counter)
     bad: list[Dropped] = field(default_factory=list)  # the first few
     bad_rows: int = 0
+    files: list[str] = field(default_factory=list)
 
     def __call__(
         self,
         note: Callable[[str], None] = lambda line: None,
         progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Iterator[tuple[Split, Example, int] | Dropped]:
-        """Each usable row with its split and `number_key`, each other one with the reason. Raises UserError naming file
-        and row."""
+    ) -> Iterator[Kept | Dropped]:
+        """Some thousand usable rows at a time, and each other one with the reason. Raises UserError naming file and
+        row."""
         seen: dict[bytes, int] = {}
-        rows = read_rows(self.source, encoding=self.settings.encoding, note=note, progress=progress)
-        while chunk := list(islice(rows, CHUNK)):
-            self.rows_read += len(chunk)
-            for file, group in groupby(chunk, key=lambda row: None if isinstance(row, BadRow) else row.file):
-                if file is None:
-                    for row in group:
-                        yield self._drop(row.file, row.line, row.reason, row.raw, bad=True)  # type: ignore[union-attr]
-                else:
-                    yield from self._examples(file, list(group), seen)  # type: ignore[arg-type]
+        for part in read_chunks(self.source, encoding=self.settings.encoding, note=note, progress=progress):
+            if isinstance(part, BadRow):
+                self.rows_read += 1
+                yield self._drop(part.file, part.line, part.reason, part.raw, bad=True)
+            else:
+                self.rows_read += len(part.lines)
+                yield from self._examine(part, seen)
         self._judge()
 
-    def _examples(
-        self, file: str, rows: list[Row], seen: dict[bytes, int]
-    ) -> Iterator[tuple[Split, Example, int] | Dropped]:
+    def _examine(self, rows: Rows, seen: dict[bytes, int]) -> Iterator[Kept | Dropped]:
+        file = rows.file
         if file not in self.presets:
-            self.presets[file] = find_preset(
-                file, list(dict.fromkeys(k for r in rows for k in r.values)), self.settings
-            )
-        parsed, problems = parse_rows([row.values for row in rows], self.presets[file], self.settings.columns)
-        normal_forms = [normalized(row[0]) for row in parsed]
-        test, validation = self.settings.test_fraction, self.settings.validation_fraction
-        for i, (row, normal_form) in enumerate(zip(parsed, normal_forms, strict=True)):
-            if i in problems:
-                yield self._drop(file, rows[i].line, problems[i], rows[i].values, bad=True)
-                continue
-            question, original, correct, grader, author, extra = row
-            digest = _digest(normal_form)
+            self.presets[file] = find_preset(file, rows.columns, self.settings)
+            self.files.append(file)
+        parsed, problems = parse_rows(rows.columns, self.presets[file], self.settings.columns)
+        normal_forms = list(map(normalized, parsed["question"]))
+        digests = list(map(_digest, normal_forms))
+        usable = []
+        for i, (digest, correct) in enumerate(zip(digests, parsed["correct_answer"], strict=True)):
             key, answer = digest[:16], hash(correct)
-            if digest in self.against:
-                yield self._drop(file, rows[i].line, f"stands in {self.against[digest]}", rows[i].values)
+            if i in problems:
+                yield self._drop(file, rows.lines[i], problems[i], rows.values(i), bad=True)
+            elif digest in self.against:
+                yield self._drop(file, rows.lines[i], f"stands in {self.against[digest]}", rows.values(i))
             elif key in seen:
                 reason = "repeated question" if seen[key] == answer else "repeated question with another correct_answer"
-                yield self._drop(file, rows[i].line, reason, rows[i].values)
+                yield self._drop(file, rows.lines[i], reason, rows.values(i))
             else:
                 seen[key] = answer
-                split = _split_at(_position(digest), test, validation)
-                example = Example(
-                    digest[:8].hex(), question, original or None, correct, grader or None, author or None, extra
-                )
-                yield split, example, number_key(normal_form)
+                usable.append(i)
+        if not usable:
+            return
+        columns: dict[str, Sequence[Any]] = {"id": [digest[:8].hex() for digest in digests]}
+        columns |= {name: [value or None for value in column] for name, column in parsed.items()}
+        if len(usable) < len(digests):
+            columns = {name: [column[i] for i in usable] for name, column in columns.items()}
+        yield Kept(
+            columns,
+            _splits_at(_positions(digests)[usable], self.settings),
+            number_keys(normal_forms)[usable],
+            np.array(rows.lines)[usable] + (self.files.index(file) << _LINES),
+        )
+
+    def nearly_repeated(self, place: int, example: Example, leak: tuple[str, str]) -> Dropped:
+        """A near duplicate that `find_leaks` found, counted as dropped."""
+        file, line = self.files[place >> _LINES], place & (1 << _LINES) - 1
+        return self._drop(file, line, leak[0], example._asdict() | {"nearly": leak[1]})
 
     def _drop(self, file: str, line: int, reason: str, row: Any, bad: bool = False) -> Dropped:
         dropped = Dropped(file, line, reason, row, bad)
@@ -223,74 +240,81 @@ def load_dataset(source: str, settings: Data, note: Callable[[str], None] = lamb
         return _load_prepared(Path(source), settings)
     reading = Reading(source, settings)
     splits: dict[Split, list[Example]] = {name: [] for name in SPLITS}
-    keys: dict[Split, list[int]] = {name: [] for name in SPLITS}
+    index = Index()
     dropped: list[Dropped] = []
-    for item in reading(note):
-        if isinstance(item, Dropped):
-            dropped.append(item)
-        else:
-            splits[item[0]].append(item[1])
-            keys[item[0]].append(item[2])
+    for part in reading(note):
+        if isinstance(part, Dropped):
+            dropped.append(part)
+            continue
+        index.add(part)
+        for split, values in zip(part.splits.tolist(), zip(*part.columns.values(), strict=True), strict=True):
+            splits[SPLITS[split]].append(Example(*values))
     questions = {name: [e.question for e in splits[name]] for name in SPLITS}
-    leaks = find_leaks(questions, keys, settings.near_duplicates)
-    for name in SPLITS if leaks.dropped else ():
-        verdicts = [leaks.of(e, source) for e in splits[name]]
-        dropped += filter(None, verdicts)
-        reading.dropped.update(leak.reason for leak in verdicts if leak)
-        splits[name] = [e for e, leak in zip(splits[name], verdicts, strict=True) if not leak]
+    leaks, _ = find_leaks(questions, index, settings.near_duplicates)
+    for name, found in leaks.items():
+        places = index.places(name)
+        dropped += [reading.nearly_repeated(places[i], splits[name][i], leak) for i, leak in found.items()]
+        splits[name] = [e for i, e in enumerate(splits[name]) if i not in found]
     return Dataset(source, reading.rows_read, dict(reading.dropped), splits, tuple(dropped))
 
 
-@dataclass(frozen=True)
-class Leaks:
-    """dropped: normal form of a question -> (reason, the normal form that it nearly repeats). kept: pairs of near
-    duplicates within one split."""
+class Index:
+    """What is held in memory of the kept rows of each split: their `number_keys` and places, 16 bytes a row."""
 
-    dropped: dict[str, tuple[str, str]]
-    kept: int
+    def __init__(self) -> None:
+        self._parts: dict[Split, list[np.ndarray]] = {name: [np.empty((2, 0), dtype=np.int64)] for name in SPLITS}
 
-    def of(self, example: Example, source: str) -> Dropped | None:
-        """Why this example is to be dropped, with the question that it nearly repeats; None where it is not."""
-        if not (found := self.dropped.get(normalized(example.question))):
-            return None
-        return Dropped(source, None, found[0], example._asdict() | {"nearly": found[1]})
+    def add(self, part: Kept) -> None:
+        both = np.stack([part.keys, part.places])
+        for i, name in enumerate(SPLITS):
+            self._parts[name].append(both[:, part.splits == i])
+
+    def keys(self, name: Split) -> np.ndarray:
+        return np.concatenate([keys for keys, _ in self._parts[name]])
+
+    def places(self, name: Split) -> list[int]:
+        found: list[int] = np.concatenate([places for _, places in self._parts[name]]).tolist()
+        return found
 
 
 def find_leaks(
     questions: Mapping[Split, Iterable[str]],
-    keys: Mapping[Split, Sequence[int]],
+    index: Index,
     threshold: float,
     against: Sequence[str] = (),
     name: str = "",
-) -> Leaks:
+) -> tuple[dict[Split, dict[int, tuple[str, str]]], int]:
     """Near duplicates across splits, and of the questions of `against`: the copy nearer to training is to be dropped.
 
-    questions: by split, read only where a `number_key` of `keys` comes more than once. threshold: of the Jaccard
-    index; 0 looks for none.
+    questions: by split, read only where a key of the index comes more than once. threshold: of the Jaccard index; 0
+    looks for none. Returns ({split: {position in it: (reason, normal form of the question that it nearly repeats)}},
+    pairs of near duplicates within one split, which stay).
     """
+    leaks: dict[Split, dict[int, tuple[str, str]]] = {}
     if not threshold:
-        return Leaks({}, 0)
+        return leaks, 0
     benchmark = f"question of {name}"
     sources = {benchmark: against} | {f"{split} question": questions[split] for split in HELD_OUT_FIRST}
-    all_keys = np.array([number_key(normalized(q)) for q in against], dtype=np.int64)
-    all_keys = np.concatenate([all_keys, *(np.array(keys[split], dtype=np.int64) for split in HELD_OUT_FIRST)])
-    places = np.repeat(np.arange(4), [len(against), *(len(keys[split]) for split in HELD_OUT_FIRST)])
-    dropped: dict[str, tuple[str, str]] = {}
+    parts = [number_keys(map(normalized, against)), *map(index.keys, HELD_OUT_FIRST)]
+    keys = np.concatenate(parts)
+    starts = np.cumsum([0, *map(len, parts)]).tolist()
+    group = np.repeat(np.arange(4), list(map(len, parts)))
 
     def texts(wanted: np.ndarray) -> Iterator[str]:
         everywhere = (question for asked in sources.values() for question in asked)
         return (normalized(question) for question, is_wanted in zip(everywhere, wanted, strict=True) if is_wanted)
 
     names = list(sources)
-    alive = np.ones(len(all_keys), dtype=bool)
+    alive = np.ones(len(keys), dtype=bool)
     while True:  # among many alike, one pass compares each with its neighbours only
-        found = near_duplicates(all_keys, texts, threshold, alive)
-        across = [pair for pair in found if places[pair[0][0]] != places[pair[1][0]]]
-        for (i, earlier), (j, later) in across:
-            dropped.setdefault(later, (f"near duplicate of a {names[places[i]]}", earlier))
+        found = near_duplicates(keys, texts, threshold, alive)
+        across = [pair for pair in found if group[pair[0][0]] != group[pair[1][0]]]
+        for (i, earlier), (j, _) in across:
+            split = leaks.setdefault(HELD_OUT_FIRST[group[j] - 1], {})
+            split.setdefault(j - starts[group[j]], (f"near duplicate of a {names[group[i]]}", earlier))
             alive[j] = False
         if not across:
-            return Leaks(dropped, sum(int(places[i]) > 0 for (i, _), _ in found))
+            return leaks, sum(int(group[i]) > 0 for (i, _), _ in found)
 
 
 def read_questions(source: str, note: Callable[[str], None] = lambda line: None) -> list[str]:
@@ -344,14 +368,6 @@ def content_sha256(source: str) -> str:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def as_columns(examples: Sequence[Example]) -> dict[str, list[str | None]]:
-    """Examples as they stand in a prepared Parquet file: texts all, `extra` as JSON."""
-    columns: dict[str, list[Any]] = dict(zip(Example._fields, map(list, zip(*examples, strict=True)), strict=False))
-    columns = columns or {name: [] for name in Example._fields}
-    columns["extra"] = [json.dumps(e, ensure_ascii=False, default=str) if e else None for e in columns["extra"]]
-    return columns
 
 
 def from_columns(row: Mapping[str, Any]) -> Example:

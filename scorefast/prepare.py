@@ -6,10 +6,10 @@ duplicates: the questions that share all their numbers with another, or have non
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import shutil
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +23,10 @@ from scorefast.data import (
     SPLITS,
     Dropped,
     Example,
+    Index,
+    Kept,
     Reading,
     Split,
-    as_columns,
     content_sha256,
     digests,
     file_sha256,
@@ -86,11 +87,8 @@ def prepare(
     work.mkdir()
     try:
         with (work / DROPPED).open("w", encoding="utf-8") as dropped:
-            keys = _write_splits(reading(keep_note, progress), work, dropped)
-            benchmark = (forbidden, against or "")
-            counts, near = _drop_leaks(
-                source, work, keys, settings.near_duplicates, benchmark, reading.dropped, dropped
-            )
+            index = _write_splits(reading(keep_note, progress), work, dropped)
+            counts, near = _drop_leaks(reading, work, index, (forbidden, against or ""), dropped)
         if fill is not None:
             for name in SPLITS:
                 _rewrite(work / f"{name}.parquet", fill)
@@ -134,41 +132,43 @@ def _schema() -> pa.Schema:
     return pa.schema([(name, pa.string()) for name in ("id", *COLUMNS, *OPTIONAL, "extra")])
 
 
-def _table(examples: list[Example]) -> pa.Table:
+def _table(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """Texts all; `extra` as JSON."""
     import pyarrow as pa
 
-    return pa.table(as_columns(examples), schema=_schema())
+    extra = [json.dumps(e, ensure_ascii=False, default=str) if e else None for e in columns["extra"]]
+    return pa.table({**columns, "extra": extra}, schema=_schema())
 
 
-def _write_splits(
-    items: Iterable[tuple[Split, Example, int] | Dropped], out: Path, dropped: IO[str]
-) -> dict[Split, array[int]]:
+def _write_splits(parts: Iterable[Kept | Dropped], out: Path, dropped: IO[str]) -> Index:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    keys: dict[Split, array[int]] = {name: array("q") for name in SPLITS}
-    waiting: dict[Split, list[Example]] = {name: [] for name in SPLITS}
+    index = Index()
+    waiting: dict[Split, list[pa.Table]] = {name: [] for name in SPLITS}
     writers = {name: pq.ParquetWriter(out / f"{name}.parquet", _schema()) for name in SPLITS}
 
-    def flush(name: Split) -> None:
-        writers[name].write_table(_table(waiting[name]))
-        waiting[name].clear()
+    def flush(name: Split, least: int = 1) -> None:
+        if sum(map(len, waiting[name])) >= least:
+            writers[name].write_table(pa.concat_tables(waiting[name]))
+            waiting[name].clear()
 
     try:
-        for item in items:
-            if isinstance(item, Dropped):
-                _write_dropped(dropped, item)
+        for part in parts:
+            if isinstance(part, Dropped):
+                _write_dropped(dropped, part)
                 continue
-            split, example, key = item
-            keys[split].append(key)
-            waiting[split].append(example)
-            if len(waiting[split]) == BATCH:
-                flush(split)
+            index.add(part)
+            table = _table(part.columns)
+            for i, name in enumerate(SPLITS):
+                waiting[name].append(table.filter(pa.array(part.splits == i)))
+                flush(name, BATCH)
         for name in SPLITS:
             flush(name)
     finally:
         for writer in writers.values():
             writer.close()
-    return keys
+    return index
 
 
 def _write_dropped(file: IO[str], item: Dropped) -> None:
@@ -206,42 +206,38 @@ class _Questions:
 
 
 def _drop_leaks(
-    source: str,
-    out: Path,
-    keys: Mapping[Split, Sequence[int]],
-    threshold: float,
-    against: tuple[Sequence[str], str],
-    reasons: Counter[str],
-    dropped: IO[str],
+    reading: Reading, out: Path, index: Index, against: tuple[Sequence[str], str], dropped: IO[str]
 ) -> tuple[dict[Split, int], int]:
     """Near duplicates across splits out of the files; (rows left by split, pairs within a split, which stay)."""
-    leaks = find_leaks({name: _Questions(out / f"{name}.parquet") for name in SPLITS}, keys, threshold, *against)
-    left = {name: len(keys[name]) for name in SPLITS}
+    questions = {name: _Questions(out / f"{name}.parquet") for name in SPLITS}
+    leaks, kept = find_leaks(questions, index, reading.settings.near_duplicates, *against)
 
-    def kept(batch: list[Example]) -> list[Example]:
-        verdicts = [leaks.of(example, source) for example in batch]
-        for leak in filter(None, verdicts):
-            reasons[leak.reason] += 1
-            _write_dropped(dropped, leak)
-        return [example for example, leak in zip(batch, verdicts, strict=True) if not leak]
+    def drop(places: list[int], found: dict[int, tuple[str, str]]) -> Callable[[list[Example]], list[Example]]:
+        positions = itertools.count()
 
-    for name in SPLITS if leaks.dropped else ():
-        left[name] = _rewrite(out / f"{name}.parquet", kept)
-    return left, leaks.kept
+        def without(batch: list[Example]) -> list[Example]:
+            rows = {i: example for example, i in zip(batch, positions, strict=False)}
+            for i in sorted(rows.keys() & found.keys()):
+                _write_dropped(dropped, reading.nearly_repeated(places[i], rows.pop(i), found[i]))
+            return list(rows.values())
+
+        return without
+
+    for name, found in leaks.items():
+        _rewrite(out / f"{name}.parquet", drop(index.places(name), found))
+    return {name: len(index.keys(name)) - len(leaks.get(name, ())) for name in SPLITS}, kept
 
 
-def _rewrite(path: Path, change: Callable[[list[Example]], list[Example]]) -> int:
-    """The file anew with every batch changed; returns its rows."""
+def _rewrite(path: Path, change: Callable[[list[Example]], list[Example]]) -> None:
+    """The file anew with every batch changed."""
     import pyarrow.parquet as pq
 
-    temporary, rows = path.with_suffix(".partial"), 0
+    temporary = path.with_suffix(".partial")
     with pq.ParquetWriter(temporary, _schema()) as writer:
         for batch in _batches(path):
             changed = change([from_columns(row) for row in batch])
-            writer.write_table(_table(changed))
-            rows += len(changed)
+            writer.write_table(_table({name: [getattr(e, name) for e in changed] for name in Example._fields}))
     temporary.replace(path)
-    return rows
 
 
 # --- what is measured --------------------------------------------------------------------------------------------

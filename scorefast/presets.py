@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 from scorefast.recipe import Data, GraderName, UserError
@@ -102,38 +102,40 @@ def find_preset(file: str, columns: Iterable[str], settings: Data) -> Preset:
 
 
 def parse_rows(
-    rows: Sequence[Mapping[str, Any]], preset: Preset, columns: Mapping[str, str]
-) -> tuple[list[tuple[Any, ...]], dict[int, str]]:
-    """Rows of one file as (question, original_answer, correct_answer, grader, original_answer_by, extra), texts
-    stripped; and by index the reason why a row cannot be used."""
+    rows: Mapping[str, Sequence[Any]], preset: Preset, renames: Mapping[str, str]
+) -> tuple[dict[str, Sequence[Any]], dict[int, str]]:
+    """Columns of one file as question, original_answer, correct_answer, grader, original_answer_by (texts, stripped,
+    "" for nothing) and extra (mappings or None); and by row the reason why it cannot be used."""
     problems: dict[int, str] = {}
-    if columns:
-        old = set(columns.values())
-        renamed = ({new: row.get(name) for new, name in columns.items()} for row in rows)
-        rows = [{k: v for k, v in row.items() if k not in old} | new for row, new in zip(rows, renamed, strict=True)]
-    read = rows
+    n = len(next(iter(rows.values())))
+    here = {name: column for name, column in rows.items() if name not in renames.values()}
+    here |= {new: rows.get(old, [None] * n) for new, old in renames.items()}
+    read: Mapping[str, Sequence[Any]] = here
     if preset.read is not None:
-        found = [_read(preset.read, i, row, problems) for i, row in enumerate(rows)]
-        read = [{**new, **{name: row[name] for name in columns}} for new, row in zip(found, rows, strict=True)]
-    texts = [_texts([row.get(name) for row in read], name, problems) for name in COLUMNS]
-    for name, values in zip(COLUMNS, texts, strict=True):
+        found = [_read(preset.read, i, row, problems) for i, row in enumerate(_by_row(here))]
+        read = {name: [row.get(name) for row in found] for name in COLUMNS} | {name: here[name] for name in renames}
+    parsed: dict[str, Sequence[Any]] = {
+        name: _texts(read[name], name, problems) if name in read else [""] * n for name in COLUMNS
+    }
+    for name, values in parsed.items():
         if "\0" in "".join(values):
             problems.update({i: "NUL character" for i, text in enumerate(values) if "\0" in text and i not in problems})
         if name != "original_answer" and not all(values):
             for i, text in enumerate(values):
                 if not text:
                     problems.setdefault(i, f"blank {name}")
-    optional: list[list[Any]] = [[None] * len(rows) for _ in OPTIONAL]
-    extras: list[dict[str, Any] | None] = [None] * len(rows)
-    if others := set().union(*rows) - preset.used - set(COLUMNS):
-        optional = [_texts([row.get(name) for row in rows], name, problems) for name in OPTIONAL]
-        for i, grader in enumerate(optional[0]):
-            if grader and grader not in get_args(GraderName):
-                problems.setdefault(i, f"grader {grader!r} is none of {', '.join(get_args(GraderName))}")
-        if others := others - set(OPTIONAL):
-            extras = [{k: v for k, v in row.items() if k in others} for row in rows]
-    question, original, correct = texts
-    return list(zip(question, original, correct, *optional, extras, strict=True)), problems
+    for name in OPTIONAL:
+        parsed[name] = _texts(here[name], name, problems) if name in here else [""] * n
+    for i, grader in enumerate(parsed["grader"]) if "grader" in here else ():
+        if grader and grader not in get_args(GraderName):
+            problems.setdefault(i, f"grader {grader!r} is none of {', '.join(get_args(GraderName))}")
+    others = {name: column for name, column in here.items() if name not in (*preset.used, *COLUMNS, *OPTIONAL)}
+    parsed["extra"] = list(_by_row(others)) if others else [None] * n
+    return parsed, problems
+
+
+def _by_row(columns: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    return (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
 
 
 def _read(

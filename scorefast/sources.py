@@ -13,7 +13,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
@@ -23,6 +23,7 @@ KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 ACCEPTED = f"{', '.join(KINDS)} (all but .parquet also with {' or '.join(COMPRESSIONS)})"
 PROSE = re.compile(r"(readme|licen[sc]e|notice|citation|changelog)\b.*|.*\.(md|txt|rst)", re.IGNORECASE)
+ROWS = 4096  # rows of a file that are looked at together
 LARGEST_CELL = 2**25  # characters; bounds what a quote that is never closed can swallow
 RAW_KEPT = 2000
 CHUNK, SAMPLE = 2**20, 2**18  # bytes read at a time, and looked at to tell a legacy encoding
@@ -35,6 +36,17 @@ class Row(NamedTuple):
     values: dict[str, Any]
 
 
+class Rows(NamedTuple):
+    """Rows of one file by column, each column as long as `lines`."""
+
+    file: str
+    lines: Sequence[int]  # as Row.line
+    columns: dict[str, Sequence[Any]]
+
+    def values(self, i: int) -> dict[str, Any]:
+        return {name: column[i] for name, column in self.columns.items()}
+
+
 class BadRow(NamedTuple):
     file: str
     line: int
@@ -42,14 +54,24 @@ class BadRow(NamedTuple):
     raw: str  # the first RAW_KEPT characters of it
 
 
-def read_rows(
+def read_rows(source: str, **options: Any) -> Iterator[Row | BadRow]:
+    """`read_chunks`, row by row."""
+    for part in read_chunks(source, **options):
+        if isinstance(part, BadRow):
+            yield part
+        else:
+            yield from (Row(part.file, line, part.values(i)) for i, line in enumerate(part.lines))
+
+
+def read_chunks(
     source: str,
     *,
     encoding: str = "auto",
     note: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Iterator[Row | BadRow]:
-    """The rows of a file, a folder of files, a folder that `save_to_disk` wrote or `hub:owner/name[/config][:split]`.
+) -> Iterator[Rows | BadRow]:
+    """Some thousand rows at a time, in order: a file, a folder of files, a folder that `save_to_disk` wrote or
+    `hub:owner/name[/config][:split]`.
 
     `progress` is given bytes read and bytes in all, as they lie on disk. Only `hub:` touches the network.
     """
@@ -63,10 +85,10 @@ def read_rows(
     for i, path in enumerate(files):
         try:
             with path.open("rb") as raw:
-                for number, row in enumerate(_file_rows(path, raw, encoding, note), 1):
-                    yield row
-                    if number % 4096 == 0:
-                        progress(sum(sizes[:i]) + raw.tell(), sum(sizes))
+                for part in _file_rows(path, raw, encoding, note):
+                    yield part
+                    if isinstance(part, Rows):
+                        progress(sum(sizes[:i]) + (sizes[i] if raw.closed else raw.tell()), sum(sizes))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: {getattr(error, 'strerror', None) or _one_line(error)}") from None
         progress(sum(sizes[: i + 1]), sum(sizes))
@@ -104,7 +126,7 @@ def _find(path: Path) -> tuple[list[Path], list[Path]]:
     return files, [p for p in seen if p not in files and not PROSE.fullmatch(p.name)]
 
 
-def _file_rows(path: Path, raw: BinaryIO, encoding: str, note: Callable[[str], None]) -> Iterator[Row | BadRow]:
+def _file_rows(path: Path, raw: BinaryIO, encoding: str, note: Callable[[str], None]) -> Iterator[Rows | BadRow]:
     if _kind(path) == ".parquet":
         return _parquet_rows(path, raw)
     codec, errors = _find_encoding(path, encoding, note)
@@ -113,7 +135,19 @@ def _file_rows(path: Path, raw: BinaryIO, encoding: str, note: Callable[[str], N
     text = io.TextIOWrapper(stream, encoding=codec, errors=errors, newline=newline)
     if _kind(path) in {".csv", ".tsv"}:
         return _csv_rows(path, text, note)
-    return _json_rows(path, text) if _kind(path) == ".json" else _jsonl_rows(path, text)
+    return _by_column(_json_rows(path, text) if _kind(path) == ".json" else _jsonl_rows(path, text))
+
+
+def _by_column(rows: Iterator[Row | BadRow]) -> Iterator[Rows | BadRow]:
+    """Objects as columns: what one lacks and another has is None."""
+    while chunk := list(itertools.islice(rows, ROWS)):
+        for bad, group in itertools.groupby(chunk, key=lambda row: isinstance(row, BadRow)):
+            if bad:
+                yield from group  # type: ignore[misc]
+                continue
+            _, lines, values = zip(*group, strict=True)
+            names = dict.fromkeys(name for row in values for name in row)
+            yield Rows(chunk[0].file, lines, {name: [row.get(name) for row in values] for name in names})
 
 
 def _decompressed(path: Path, raw: BinaryIO) -> io.BufferedReader:
@@ -124,7 +158,7 @@ def _decompressed(path: Path, raw: BinaryIO) -> io.BufferedReader:
     return io.BufferedReader(pa.CompressedInputStream(raw, COMPRESSIONS[path.suffix.lower()]), SAMPLE)
 
 
-def _csv_rows(path: Path, text: TextIO, note: Callable[[str], None]) -> Iterator[Row | BadRow]:
+def _csv_rows(path: Path, text: TextIO, note: Callable[[str], None]) -> Iterator[Rows | BadRow]:
     csv.field_size_limit(LARGEST_CELL)
     blank, first = next(((n, line) for n, line in enumerate(text) if line.strip()), (0, ""))
     delimiter = "\t" if _kind(path) == ".tsv" else ","
@@ -142,31 +176,46 @@ def _csv_rows(path: Path, text: TextIO, note: Callable[[str], None]) -> Iterator
         raise UserError(f"{path}: {problem}")
     file, width, suspect = str(path), len(names), text.errors != "strict"
     dropped = 0  # lines of `behind`
+    rows: list[list[str]] = []
+    lines: list[int] = []
+
+    def chunk() -> Iterator[Rows]:
+        if rows:
+            yield Rows(file, lines[:], dict(zip(names, zip(*rows, strict=True), strict=True)))
+            rows.clear()
+            lines.clear()
+
+    def bad(problem: str) -> BadRow:
+        nonlocal dropped
+        raw = "".join(itertools.islice(behind, line - dropped, reader.line_num - dropped))
+        dropped = reader.line_num
+        return BadRow(file, blank + line + 1, problem, raw[:RAW_KEPT])
+
     while True:
         line = reader.line_num  # before the row
         try:
             for cells in reader:
                 problem = _text_problem("".join(cells), text) if suspect else None
                 if len(cells) == width and not problem:
-                    yield Row(file, blank + line + 1, dict(zip(names, cells, strict=False)))
+                    rows.append(cells)
+                    lines.append(blank + line + 1)
                 elif cells:
-                    problem = problem or f"{len(cells)} cells, the header has {width}"
-                    raw = "".join(itertools.islice(behind, line - dropped, reader.line_num - dropped))
-                    dropped = reader.line_num
-                    yield BadRow(file, blank + line + 1, problem, raw[:RAW_KEPT])
+                    yield from chunk()
+                    yield bad(problem or f"{len(cells)} cells, the header has {width}")
                 line = reader.line_num
                 if line - dropped > 1000:
                     collections.deque(itertools.islice(behind, line - dropped), maxlen=0)
                     dropped = line
+                if len(rows) == ROWS:
+                    yield from chunk()
+            yield from chunk()
             return
         except csv.Error as error:
             if "unexpected end" in str(error) or "field larger" in str(error):
                 where = f"{path}: line {blank + line + 1}"
                 raise UserError(f"{where}: a quote in this row is never closed ({error})") from None
-            raw = "".join(itertools.islice(behind, line - dropped, reader.line_num - dropped))
-            dropped = reader.line_num
-            problem = f"not CSV: {error} in lines {blank + line + 1} to {blank + reader.line_num}"
-            yield BadRow(file, blank + line + 1, problem, raw[:RAW_KEPT])
+            yield from chunk()
+            yield bad(f"not CSV: {error} in lines {blank + line + 1} to {blank + reader.line_num}")
 
 
 def _header_problem(names: list[str]) -> str | None:
@@ -220,19 +269,20 @@ def _object_problem(value: Any, written: str, text: TextIO) -> str | None:
     return _text_problem(json.dumps(value, ensure_ascii=False), text) if may_hold else None
 
 
-def _parquet_rows(path: Path, raw: BinaryIO) -> Iterator[Row | BadRow]:
+def _parquet_rows(path: Path, raw: BinaryIO) -> Iterator[Rows | BadRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        batches = pq.ParquetFile(raw).iter_batches(batch_size=1024)
-        for number, values in enumerate((values for batch in batches for values in batch.to_pylist()), 1):
-            yield Row(str(path), number, values)
+        number = 1
+        for batch in pq.ParquetFile(raw).iter_batches(batch_size=1024):
+            yield Rows(str(path), range(number, number + len(batch)), batch.to_pydict())
+            number += len(batch)
     except (pa.ArrowException, ValueError, OSError) as error:
         raise UserError(f"{path}: not Parquet, or damaged: {_one_line(error)}") from None
 
 
-def _dataset_rows(source: str, progress: Callable[[int, int], None]) -> Iterator[Row | BadRow]:
+def _dataset_rows(source: str, progress: Callable[[int, int], None]) -> Iterator[Rows]:
     from datasets import load_dataset, load_from_disk
 
     hub = re.fullmatch(r"hub:([^/:]+/[^/:]+)(?:/([^/:]+))?(?::([^:]+))?", source)
@@ -242,10 +292,10 @@ def _dataset_rows(source: str, progress: Callable[[int, int], None]) -> Iterator
         dataset = load_dataset(hub[1], hub[2], split=hub[3] or "train") if hub else load_from_disk(source)
     except Exception as error:  # offline, not found, gated, damaged: whatever it is, one line
         raise UserError(f"{source}: cannot be loaded: {_one_line(error)}") from None
-    total, number = sum(Path(file["filename"]).stat().st_size for file in dataset.cache_files), itertools.count(1)
+    total = sum(Path(file["filename"]).stat().st_size for file in dataset.cache_files)
     for start in range(0, len(dataset), 1024):
         table = dataset.with_format("arrow")[start : start + 1024]
-        yield from (Row(source, next(number), values) for values in table.to_pylist())
+        yield Rows(source, range(start + 1, start + len(table) + 1), table.to_pydict())
         progress(total * (start + len(table)) // len(dataset), total)
 
 
