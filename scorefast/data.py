@@ -29,6 +29,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 HELD_OUT_FIRST: tuple[Split, ...] = ("test", "validation", "train")
 MANIFEST = "manifest.json"
 _LINES = 40  # bits of a place that hold the line, below the number of the file
+FAMILY = 0.1  # share of a split's questions left out as near duplicates that is worth a word
 TOLERATED = 0.01  # share of bad rows up to which reading goes on by itself
 
 
@@ -130,8 +131,9 @@ def _splits_at(positions: np.ndarray, settings: Data) -> np.ndarray:
     return np.select([positions < test, positions < test + validation], [2, 1], 0)
 
 
-def fractions(settings: Data) -> dict[str, float]:
-    return {"test_fraction": settings.test_fraction, "validation_fraction": settings.validation_fraction}
+def split_settings(settings: Data) -> dict[str, float]:
+    """What decides which side of a split a question stands on."""
+    return settings.model_dump(include={"test_fraction", "validation_fraction", "near_duplicates"})
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -232,12 +234,12 @@ class Reading:
 
 
 def load_dataset(source: str, settings: Data, note: Callable[[str], None] = lambda line: None) -> Dataset:
-    """Any source that `sources` reads, or a folder that `scorefast prepare` wrote with the same split fractions.
+    """Any source that `sources` reads, or a folder that `scorefast prepare` wrote with the same `split_settings`.
 
     Raises UserError naming the file, and the row or the columns where it can.
     """
     if is_prepared(source):
-        return _load_prepared(Path(source), settings)
+        return _load_prepared(Path(source), settings, note)
     reading = Reading(source, settings)
     splits: dict[Split, list[Example]] = {name: [] for name in SPLITS}
     index = Index()
@@ -251,6 +253,7 @@ def load_dataset(source: str, settings: Data, note: Callable[[str], None] = lamb
             splits[SPLITS[split]].append(Example(*values))
     questions = {name: [e.question for e in splits[name]] for name in SPLITS}
     leaks, _ = find_leaks(questions, index, settings.near_duplicates)
+    note_families(leaks, questions, note)
     for name, found in leaks.items():
         places = index.places(name)
         dropped += [reading.nearly_repeated(places[i], splits[name][i], leak) for i, leak in found.items()]
@@ -317,6 +320,18 @@ def find_leaks(
             return leaks, sum(int(group[i]) > 0 for (i, _), _ in found)
 
 
+def note_families(
+    leaks: Mapping[Split, Mapping[int, Any]], questions: Mapping[Split, Iterable[str]], note: Callable[[str], None]
+) -> None:
+    """Says where so many of a split's questions are left out that they may be variants meant to stay."""
+    for name, found in leaks.items():
+        if len(found) > FAMILY * (rows := sum(1 for _ in questions[name])):
+            note(
+                f"{len(found)} of {rows} {name} questions nearly repeat held-out ones and are left out; if they are "
+                "other questions to you, raise data.near_duplicates (0 looks for none)"
+            )
+
+
 def read_questions(source: str, note: Callable[[str], None] = lambda line: None) -> list[str]:
     """The questions of a benchmark to check against: any source with a question, problem or messages column. What
     cannot be read of it is noted. Raises UserError where nothing can."""
@@ -375,20 +390,25 @@ def from_columns(row: Mapping[str, Any]) -> Example:
     return Example(**{**row, "extra": json.loads(extra) if extra else None})
 
 
-def _load_prepared(folder: Path, settings: Data | None) -> Dataset:
+def _load_prepared(folder: Path, settings: Data | None, note: Callable[[str], None] = lambda line: None) -> Dataset:
     import pyarrow.parquet as pq
 
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        expected, source, begun = manifest["sha256"], manifest["source"], manifest["split_fractions"]
+        expected, source, read_as = manifest["sha256"], manifest["source"], dict(manifest["read_as"])
         rows_read, dropped = manifest["rows_read"], manifest["dropped"]
+        begun = {name: read_as[name] for name in split_settings(Data())}
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder / MANIFEST}: not a manifest; run `scorefast prepare` again") from None
-    if settings is not None and begun != fractions(settings):
-        shown = [", ".join(f"{k}={v}" for k, v in f.items()) for f in (begun, fractions(settings))]
-        raise UserError(
-            f"{folder}: was prepared with {shown[0]}, the recipe in force says {shown[1]}; prepare it again"
-        )
+    if settings is not None:
+        if other := [name for name, value in split_settings(settings).items() if value != begun[name]]:
+            shown = [", ".join(f"{name}={s[name]}" for name in other) for s in (begun, split_settings(settings))]
+            raise UserError(
+                f"{folder}: was prepared with {shown[0]}, the recipe in force says {shown[1]}; prepare it again"
+            )
+        for name, value in settings.model_dump(exclude_defaults=True).items():
+            if value != read_as.get(name):
+                note(f"{folder}: data.{name}={value} has no effect: it was prepared with {read_as.get(name)}")
     splits: dict[Split, list[Example]] = {}
     for name in SPLITS:
         path = folder / f"{name}.parquet"

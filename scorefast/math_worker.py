@@ -12,8 +12,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import IO, Any, cast
 
+START_SECONDS = 120.0  # for importing sympy from a cold disk
 SECONDS = 5.0  # for one comparison of two expressions; without a verdict by then they are not equal
 MEMORY = 2 * 1024**3  # bytes: 10^10^10 is to fail here, not to fill the machine
 TOLERANCE = 1e-12  # relative: math-verify rounds to 6 decimals, and so takes 2^-98 for 2^-99 and 0.3333333 for 1/3
@@ -43,16 +45,11 @@ class MathWorker:
 
     def _asked(self, question: str) -> str:
         process = self._running()
-        timer = threading.Timer(self.seconds, process.kill)
-        timer.start()
-        try:
+        line = ""
+        with _killed_after(self.seconds, process), contextlib.suppress(OSError):  # it may have died before it read
             cast(IO[str], process.stdin).write(question + "\n")
             cast(IO[str], process.stdin).flush()
             line = cast(IO[str], process.stdout).readline()
-        except OSError:  # died before it read
-            line = ""
-        finally:
-            timer.cancel()
         if not line:
             process.kill()
             process.wait()
@@ -70,9 +67,21 @@ class MathWorker:
                 encoding="utf-8",
                 start_new_session=True,  # Ctrl-C is for the run, which ends its step with it
             )
-            if cast(IO[str], self._process.stdout).readline() != "ready\n":
+            with _killed_after(START_SECONDS, self._process):
+                started = cast(IO[str], self._process.stdout).readline() == "ready\n"
+            if not started:
                 raise RuntimeError("math-verify does not start: run `python -m scorefast.math_worker` to see why")
         return self._process
+
+
+@contextlib.contextmanager
+def _killed_after(seconds: float, process: subprocess.Popen[str]) -> Iterator[None]:
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def equal(truth: str, answer: str) -> bool:

@@ -31,8 +31,8 @@ from scorefast.data import (
     digests,
     file_sha256,
     find_leaks,
-    fractions,
     from_columns,
+    note_families,
     read_questions,
 )
 from scorefast.metrics import wilson
@@ -88,7 +88,7 @@ def prepare(
     try:
         with (work / DROPPED).open("w", encoding="utf-8") as dropped:
             index = _write_splits(reading(keep_note, progress), work, dropped)
-            counts, near = _drop_leaks(reading, work, index, (forbidden, against or ""), dropped)
+            counts, near = _drop_leaks(reading, work, index, (forbidden, against or ""), dropped, keep_note)
         if fill is not None:
             for name in SPLITS:
                 _rewrite(work / f"{name}.parquet", fill)
@@ -103,7 +103,6 @@ def prepare(
             "dropped": dict(reading.dropped),
             "near_duplicates_kept": near,
             "splits": counts,
-            "split_fractions": fractions(settings),
             "read_as": settings.model_dump() | {"notes": notes},
             "against": {"source": against, "questions": len(forbidden), "sha256": content_sha256(against)}
             if against
@@ -206,11 +205,17 @@ class _Questions:
 
 
 def _drop_leaks(
-    reading: Reading, out: Path, index: Index, against: tuple[Sequence[str], str], dropped: IO[str]
+    reading: Reading,
+    out: Path,
+    index: Index,
+    against: tuple[Sequence[str], str],
+    dropped: IO[str],
+    note: Callable[[str], None],
 ) -> tuple[dict[Split, int], int]:
     """Near duplicates across splits out of the files; (rows left by split, pairs within a split, which stay)."""
     questions = {name: _Questions(out / f"{name}.parquet") for name in SPLITS}
     leaks, kept = find_leaks(questions, index, reading.settings.near_duplicates, *against)
+    note_families(leaks, questions, note)
 
     def drop(places: list[int], found: dict[int, tuple[str, str]]) -> Callable[[list[Example]], list[Example]]:
         positions = itertools.count()
@@ -258,15 +263,17 @@ def _measured(out: Path, rows: int) -> list[Example]:
     return [from_columns(row) for path in paths for row in pq.read_table(path, filters=chosen).to_pylist()]
 
 
-def token_lengths(examples: Iterable[Example], chat: ChatFormat) -> dict[str, list[int]]:
+def token_lengths(examples: Sequence[Example], chat: ChatFormat) -> dict[str, list[int]]:
     """Tokens of the first prompt and of the answers that are there."""
-    lengths: dict[str, list[int]] = {"prompt": [], "original_answer": [], "correct_answer": []}
-    for e in examples:
-        lengths["prompt"].append(len(chat.first_turn(e.question)))
-        lengths["correct_answer"].append(len(chat.reply(e.correct_answer)))
-        if e.original_answer:
-            lengths["original_answer"].append(len(chat.reply(e.original_answer)))
-    return lengths
+
+    def lengths(texts: list[str], around: list[int]) -> list[int]:
+        return [len(around) + len(ids) for ids in chat.encode_all(texts)]
+
+    return {
+        "prompt": lengths([e.question for e in examples], chat.first_turn("")),
+        "original_answer": lengths([e.original_answer for e in examples if e.original_answer], chat.reply("")),
+        "correct_answer": lengths([e.correct_answer for e in examples], chat.reply("")),
+    }
 
 
 def _percentiles(lengths: list[int]) -> dict[str, int]:

@@ -7,6 +7,7 @@ stays text. What the template puts around them is encoded as the template means 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
@@ -89,11 +90,16 @@ class ChatFormat:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: markers such as `<end_of_turn>` in it do not become control tokens."""
-        return self._encode(text.strip())
+        return self.encode_all([text])[0]
 
-    def _encode(self, text: str) -> list[int]:
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text."""
+        stripped = [text.strip() for text in texts]
+        coded = self.tokenizer(stripped, add_special_tokens=False, split_special_tokens=True).input_ids if texts else []
+        return [self._without_control(text, ids) for text, ids in zip(stripped, coded, strict=True)]
+
+    def _without_control(self, text: str, ids: list[int]) -> list[int]:
         """Where the tokenizer saw a control token (one not flagged special), the text is cut inside it, and again."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         if self._control.isdisjoint(ids):
             return ids
         coded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
@@ -101,7 +107,9 @@ class ChatFormat:
         cuts = [(start + end) // 2 for token, (start, end) in seen if token in self._control and end - start > 1]
         if not cuts:
             return ids
-        return [token for start, end in pairwise([0, *cuts, len(text)]) for token in self._encode(text[start:end])]
+        parts = [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
+        again = [self.tokenizer(part, add_special_tokens=False, split_special_tokens=True).input_ids for part in parts]
+        return [token for pair in zip(parts, again, strict=True) for token in self._without_control(*pair)]
 
     def first_turn(self, question: str) -> list[int]:
         """Ids of the question up to where the first attempt begins."""

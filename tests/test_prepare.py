@@ -63,7 +63,33 @@ def test_a_folder_prepared_with_other_fractions_is_refused(tmp_path):
     _, out = prepared(tmp_path, SHIPPED)
     with pytest.raises(UserError, match=r"was prepared with test_fraction=0\.4, .* says test_fraction=0\.2"):
         load_dataset(str(out), Data())
+    with pytest.raises(UserError, match=r"with near_duplicates=0\.8, the recipe in force says near_duplicates=0\.0;"):
+        load_dataset(str(out), RECIPE.data.model_copy(update={"near_duplicates": 0.0}))
     assert load_dataset(str(out), RECIPE.data.model_copy(update={"on_error": "skip"})).rows_kept == 900
+
+
+def test_settings_that_come_too_late_for_a_prepared_folder_are_named(tmp_path):
+    _, out = prepared(tmp_path, SHIPPED)
+    notes = []
+    load_dataset(str(out), RECIPE.data.model_copy(update={"columns": {"question": "q"}}), notes.append)
+    assert notes == [f"{out}: data.columns={{'question': 'q'}} has no effect: it was prepared with {{}}"]
+    load_dataset(str(out), RECIPE.data, notes.append)
+    assert len(notes) == 1
+
+
+def test_a_family_of_questions_that_is_left_out_is_worth_a_word(tmp_path):
+    """Word problems from a template, which differ in a name only, are near duplicates: the user has to know."""
+    rows = [
+        {"question": LONG.format(f"{chr(97 + i // 26)}{chr(97 + i % 26)}"), "correct_answer": "1"} for i in range(60)
+    ]
+    source, notes = write(tmp_path, rows), []
+    done, _ = prepared(tmp_path, source)
+    left_out = sum(n for reason, n in done.manifest["dropped"].items() if reason.startswith("near duplicate"))
+    assert left_out > 10
+    load_dataset(str(source), RECIPE.data, notes.append)
+    assert notes == done.manifest["read_as"]["notes"]
+    assert sum(int(line.split()[0]) for line in notes) == left_out
+    assert not prepared(tmp_path, SHIPPED, "o")[0].manifest["read_as"]["notes"]
 
 
 def test_a_changed_split_file_is_refused(tmp_path):
@@ -88,7 +114,7 @@ def test_nothing_vanishes(tmp_path):
     assert sum(done.manifest["dropped"].values()) == len(dropped)
     assert [(d["line"], d["reason"]) for d in dropped[:2]] == [(8, "blank question"), (10, "repeated question")]
     assert dropped[0]["row"] == rows[7]
-    assert all(d["row"]["nearly"] for d in dropped[2:])
+    assert all(d["row"]["nearly"] and rows[d["line"] - 1]["question"] == d["row"]["question"] for d in dropped[2:])
     stored = sum(pq.read_metadata(out / f"{name}.parquet").num_rows for name in SPLITS)
     assert stored == done.manifest["rows_kept"]
 
