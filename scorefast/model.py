@@ -35,7 +35,7 @@ class Policy:
 
     @property
     def softcap(self) -> float | None:
-        return getattr(self.model.config, "final_logit_softcapping", None)
+        return getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
 
     @property
     def head(self) -> Tensor:
@@ -219,7 +219,17 @@ def _add_lora(model: Any, settings: Model, backend: str, seed: int) -> Any:
             use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing else False,
             random_state=seed,
         )
-    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=targets, **shape))
+    elsewhere = _linear_outside_the_decoder(model)
+    return get_peft_model(
+        model,
+        LoraConfig(task_type="CAUSAL_LM", target_modules=targets, exclude_modules=elsewhere or None, **shape),
+    )
+
+
+def _linear_outside_the_decoder(model: Any) -> list[str]:
+    """The vision tower's layers of a model that has one: no text passes through them. Not the head, which PEFT knows."""
+    inside = {id(module) for module in model.get_decoder().modules()} | {id(model.get_output_embeddings())}
+    return [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) not in inside]
 
 
 def _return_hidden_on_request(model: Any) -> None:
