@@ -11,13 +11,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_args
+from typing import Annotated, Any, NoReturn, cast, get_args
 
 import typer
 from rich.console import Console
 
 from scorefast import __version__
-from scorefast.recipe import Recipe, UserError, dump_recipe, load_recipe
+from scorefast.recipe import GraderName, Recipe, UserError, dump_recipe, load_recipe
 
 app = typer.Typer(
     help="Teach a language model to correct itself (SCoRe, arXiv 2409.12917), on one consumer GPU or none.",
@@ -38,7 +38,7 @@ RewardOption = Annotated[
     str | None, typer.Option("--reward", help="module:function with TRL's signature, instead of the grader's 0 or 1.")
 ]
 GraderOption = Annotated[
-    str | None, typer.Option("--grader", help="auto, numeric, math, exact, choice or contains; default: the recipe's.")
+    str | None, typer.Option("--grader", help=f"{', '.join(get_args(GraderName))}; default: the recipe's.")
 ]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A .yaml file or the name of a shipped recipe.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key, e.g. stage2.alpha=5.")]
@@ -254,13 +254,26 @@ def _stage(
     _say_what_was_read(console, dataset, settings)
     with _work(console, settings):
         from scorefast.model import resolve_backend
-        from scorefast.stages import Interrupted, StageRun, check_lengths, check_stage, resolve_loss, run_stage
+        from scorefast.stages import (
+            Interrupted,
+            StageRun,
+            check_lengths,
+            check_stage,
+            plan_stage,
+            resolve_loss,
+            run_stage,
+        )
 
         check_stage(section, settings, dataset)
         if dry_run:
+            from scorefast.memory import memory_here
+            from scorefast.report import print_memory
+
             stage = getattr(settings, section)
             work = f"{stage.max_steps} steps of {stage.questions_per_step} questions"
             _print_plan(console, settings, f"{section} of {settings.model.name} on {dataset}: {work}")
+            where, room, _ = memory_here()
+            print_memory(console, plan_stage(section, settings, dataset), where, room)
             return
         check_lengths(section, settings, dataset)
         if not resume and _rank() == 0:
@@ -371,6 +384,27 @@ def chat(
         converse(policy, settings, Console())
 
 
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder.")],
+    out: Annotated[Path, typer.Option("--out", help="A new or empty folder.")],
+    format_: Annotated[str, typer.Option("--format", help="adapter, merged-16bit or gguf.")] = "merged-16bit",
+    quiet: QuietOption = False,
+) -> None:
+    """Write CHECKPOINT for use elsewhere: a PEFT adapter, a merged 16-bit model, or GGUF with an Ollama Modelfile."""
+    from scorefast import runs
+
+    console = _console(quiet)
+    if format_ not in (formats := ("adapter", "merged-16bit", "gguf")):
+        raise UserError(f"--format {format_}: expected one of {', '.join(formats)}")
+    opened = runs.open_checkpoint(checkpoint)
+    from scorefast.export import export_checkpoint, export_recipe
+
+    with _work(console, export_recipe(opened)):
+        export_checkpoint(opened, cast(Any, format_), out, console.print)
+    print(out)
+
+
 def _console(quiet: bool) -> Console:
     quiet = quiet or _rank() != 0
     console = Console(stderr=True, quiet=quiet, markup=False, highlight=False)
@@ -410,8 +444,6 @@ def _data_flags(
 
 
 def _grader_name(text: str | None) -> Any:
-    from scorefast.recipe import GraderName
-
     names = get_args(GraderName)
     if text is not None and text not in names:
         raise UserError(f"--grader {text}: expected one of {', '.join(names)}")

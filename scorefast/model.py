@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from scorefast.kernels.reference import log_softmax_head
 from scorefast.prompts import ChatFormat
-from scorefast.recipe import Model, Recipe, UserError, model_path
-from scorefast.runs import Checkpoint
+from scorefast.recipe import PACKAGE, Model, Recipe, UserError, model_path
+from scorefast.runs import RECIPE, Checkpoint
+
+CONFIGS = PACKAGE / "assets" / "configs"  # of models that recipes name, so that they can be planned for offline
 
 
 @dataclass(frozen=True)
@@ -54,31 +56,37 @@ class Policy:
 
 
 def resolve_backend(settings: Model) -> str:
-    """`auto` is unsloth where CUDA and Unsloth are there, else transformers. Raises UserError where asked in vain."""
-    available = importlib.util.find_spec("unsloth") is not None
-    if settings.backend == "unsloth" and not available:
-        raise UserError('model.backend: unsloth is not installed here; pip install "scorefast[unsloth]"')
-    if settings.backend == "auto":
-        return "unsloth" if available and torch.cuda.is_available() else "transformers"
-    return settings.backend
+    """`auto` is unsloth on CUDA, else transformers. Raises UserError where what is needed is not installed: on CUDA,
+    transformers is only taken where the recipe names it."""
+    missing = {name for name in ("unsloth", "bitsandbytes") if importlib.util.find_spec(name) is None}
+    backend = settings.backend
+    if backend == "auto":
+        backend = "unsloth" if torch.cuda.is_available() else "transformers"
+    if backend == "unsloth" and "unsloth" in missing:
+        other = "" if settings.backend == "unsloth" else "; or go on without it: --set model.backend=transformers"
+        raise UserError(f'model.backend: Unsloth is not installed here; pip install "scorefast[unsloth]"{other}')
+    if settings.load_in_4bit and "bitsandbytes" in missing:
+        raise UserError("model.load_in_4bit: bitsandbytes is not installed here; pip install bitsandbytes")
+    return backend
 
 
 def import_backend(settings: Model) -> None:
-    """Unsloth patches transformers and peft as it is imported, so it has to come before them. Its statistics stay off
-    and its compiled code out of the working directory."""
+    """Unsloth patches transformers and peft as it is imported, so it has to come before them. Its statistics stay off,
+    its compiled code out of the working directory, and it calls no package manager."""
     if resolve_backend(settings) == "unsloth":
         os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+        os.environ["UNSLOTH_AUTO_INSTALL"] = "0"
         os.environ.setdefault(
             "UNSLOTH_COMPILE_LOCATION", str(Path.home() / ".cache" / "scorefast" / "unsloth_compiled")
         )
         import unsloth  # noqa: F401
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str, *, download: bool = True) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path(name))
+        tokenizer = AutoTokenizer.from_pretrained(model_path(name), local_files_only=not download)
     except (OSError, ValueError) as error:
         raise UserError(f"model {name!r}: no tokenizer to be had: {str(error).splitlines()[0]}") from None
     if tokenizer.chat_template is None:
@@ -88,13 +96,24 @@ def load_tokenizer(name: str) -> Any:
     return tokenizer
 
 
-def chat_format(recipe: Recipe) -> ChatFormat:
+def chat_format(recipe: Recipe, *, download: bool = True) -> ChatFormat:
     """How the recipe's model is talked to; loads its tokenizer alone. Raises UserError where its template is unfit."""
-    tokenizer = load_tokenizer(recipe.model.name)
+    tokenizer = load_tokenizer(recipe.model.name, download=download)
     try:
         return ChatFormat(tokenizer, recipe.prompt.correction)
     except ValueError as error:
         raise UserError(f"model {error}") from None
+
+
+def load_config(name: str) -> Any:
+    """A model's configuration: from its folder, from those that come with the package, else from the hub."""
+    from transformers import AutoConfig
+
+    shipped = CONFIGS / name.replace("/", "--")
+    try:
+        return AutoConfig.from_pretrained(str(shipped) if shipped.is_dir() else model_path(name))
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {name!r}: no configuration to be had: {str(error).splitlines()[0]}") from None
 
 
 def load_policy(recipe: Recipe, checkpoint: Checkpoint | None = None, *, trainable: bool = False) -> Policy:
@@ -125,6 +144,27 @@ def load_policy(recipe: Recipe, checkpoint: Checkpoint | None = None, *, trainab
     if trainable:
         _require_plain_head(policy)
     return policy
+
+
+def load_merged(recipe: Recipe, checkpoint: Checkpoint) -> Any:
+    """The checkpoint as one plain float32 model on the CPU, without adapter. Takes 4 bytes a parameter.
+
+    In float32 whatever it was trained in: a 16-bit base becomes float32 exactly, the sum W + BA is exact to 1e-7, and
+    the caller's cast rounds once. Added in 16 bit, BA would be rounded before the sum, and a float32 base too; added
+    to 4-bit weights, the sum would be quantized again, at steps far larger than most of BA.
+    """
+    from transformers import AutoConfig
+
+    source = model_path(recipe.model.name) if checkpoint.is_adapter else str(checkpoint.path)
+    settings = recipe.model.model_copy(update={"load_in_4bit": False, "dtype": "float32"})
+    try:
+        stored = getattr(AutoConfig.from_pretrained(source), "quantization_config", None)
+    except (OSError, ValueError):
+        stored = None  # what is wrong with it, loading says
+    if stored is not None:
+        raise UserError(f"model {source}: its weights are quantized; name the 16-bit original in {RECIPE}'s model.name")
+    model = _load_base(settings, "transformers", source)
+    return _add_saved_adapter(model, checkpoint.path, False).merge_and_unload() if checkpoint.is_adapter else model
 
 
 def _add_saved_adapter(model: Any, folder: Path, trainable: bool) -> Any:
@@ -187,6 +227,36 @@ def _load_with_unsloth(settings: Model, path: str, dtype: torch.dtype) -> Any:
     return model
 
 
+def shape_of_policy(recipe: Recipe, fake: Any) -> Any:
+    """The model ready to train, as `load_policy` makes it, of the tensors of a FakeTensorMode: shapes, and no numbers.
+
+    Needs the model's configuration only. 4 bit is left to who counts bytes.
+    """
+    from transformers import AutoModelForCausalLM
+
+    settings, config = recipe.model, load_config(recipe.model.name)
+    eager = {"attn_implementation": "eager"} if _caps_attention(config) else {}
+    with torch.device("meta"):  # PEFT moves what it adds, which fake tensors do not allow
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, settings.dtype), **eager)
+        model.requires_grad_(settings.tuning == "full")
+        _return_hidden_on_request(model)
+        if settings.tuning == "lora":
+            model = _add_lora(model, settings, "transformers", recipe.seed)
+        else:
+            model.get_output_embeddings().weight.requires_grad_(False)
+            model.get_input_embeddings().weight.requires_grad_(False)
+    made: dict[int, Tensor] = {}  # a tied weight stays one
+    with fake:
+        for module in model.modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, old in tensors.items():
+                    if old is not None and id(old) not in made:
+                        new = torch.empty(old.shape, dtype=old.dtype)
+                        made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+                    tensors[name] = None if old is None else made[id(old)]
+    return model
+
+
 def _caps_attention(config: Any) -> bool:
     """Gemma-2 soft-caps attention scores: transformers' default (sdpa) silently leaves that out, eager does it."""
     return getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
@@ -227,7 +297,7 @@ def _add_lora(model: Any, settings: Model, backend: str, seed: int) -> Any:
 
 
 def _linear_outside_the_decoder(model: Any) -> list[str]:
-    """The vision tower's layers of a model that has one: no text passes through them. Not the head, which PEFT knows."""
+    """The layers of a vision tower, where a model has one: no text passes through them. (PEFT leaves out the head.)"""
     inside = {id(module) for module in model.get_decoder().modules()} | {id(model.get_output_embeddings())}
     return [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) not in inside]
 
@@ -286,7 +356,7 @@ def _generate_batch(
     device = next(policy.model.parameters()).device
     input_ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
     attention_mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    with _generating(policy.model), torch.no_grad():
+    with _generating(policy), torch.no_grad():
         output = policy.model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -309,14 +379,22 @@ def generation_config(pad: int, ends: set[int], max_new_tokens: int, temperature
 
 
 @contextmanager
-def _generating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the time of a rollout; what mode it was in comes back."""
-    training = model.training
+def _generating(policy: Policy) -> Iterator[None]:
+    """Evaluation mode for the time of a rollout; the state it was in comes back. Unsloth's `generate` leaves other
+    flags behind than it found: mode, checkpointing, cache, padding side."""
+    model, tokenizer = policy.model, policy.tokenizer
+    flags = [(model.config, "use_cache"), (tokenizer, "padding_side")]
+    flags += [(module, "gradient_checkpointing") for module in model.modules()]
+    before = [(owner, name, getattr(owner, name)) for owner, name in flags if hasattr(owner, name)]
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for owner, name, value in before:
+            setattr(owner, name, value)
+        for module, training in modes:
+            module.training = training
 
 
 def _until_end(ids: list[int], ends: set[int]) -> list[int]:

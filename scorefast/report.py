@@ -17,6 +17,7 @@ from rich.text import Text
 from scorefast.metrics import Graded, Interval, Result, wilson
 
 if TYPE_CHECKING:
+    from scorefast.memory import Plan
     from scorefast.prepare import Prepared
 
 
@@ -135,6 +136,30 @@ def draw_learning_curve(metrics: Sequence[dict[str, Any]], title: str, path: Pat
 # --- prepared data -----------------------------------------------------------------------------------------------
 
 CONTROL = ("⟦", "⟧")  # around what is a control token for the model, and not text
+
+
+def print_memory(console: Console, plan: Plan, where: str, room: int) -> None:
+    """The plan as a table by part, and whether it fits into `room` bytes; where not, what to turn."""
+
+    def gb(size: float) -> str:
+        return f"{size / 1e9:.2f}"
+
+    table = Table(title=f"memory, GB, of sequences of {plan.tokens} tokens", title_justify="left")
+    table.add_column("part")
+    for name in ("size", *plan.moments):
+        table.add_column(name, justify="right")
+    for part in plan.parts:
+        table.add_row(part.name, gb(part.size), *("x" if moment in part.moments else "" for moment in plan.moments))
+    table.add_row("in all", "", *map(gb, plan.moments.values()), style="bold")
+    console.print(table)
+    console.print(
+        f"{plan.parameters:,} parameters, {plan.trained:,} trained. The most, {gb(plan.total)} GB, is needed in the "
+        f"{plan.peak}; {where} has {gb(room)} GB."
+    )
+    if plan.total > room:
+        parts = sorted((p for p in plan.parts if plan.peak in p.moments and p.smaller), key=lambda p: -p.size)
+        hints = "; ".join(f"{p.smaller} ({p.name}, {gb(p.size)} GB)" for p in parts[:3])
+        console.print(f"It does not fit. Lower, or set: {hints}.", style="bold")
 
 
 def print_prepared(console: Console, done: Prepared) -> None:

@@ -15,16 +15,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
-from scorefast import report
+from scorefast import memory, report
 from scorefast.data import Dataset
 from scorefast.kernels import resolve_impl
 from scorefast.metrics import Graded
 from scorefast.model import chat_format, load_policy, resolve_backend
 from scorefast.objective import is_on_policy
-from scorefast.recipe import Recipe, Stage2, UserError
+from scorefast.prompts import ChatFormat
+from scorefast.recipe import Recipe, Stage1, Stage2, UserError
 from scorefast.reward import load_reward, try_reward
 from scorefast.runs import Checkpoint, last_trainer_checkpoint, read_metrics
-from scorefast.trainer import ScoreTrainer, micro_batch_size, training_arguments
+from scorefast.trainer import ScoreTrainer, micro_batch_size, samples_per_question, training_arguments
 
 Section = Literal["stage1", "stage2"]
 
@@ -88,21 +89,47 @@ def check_lengths(section: Section, recipe: Recipe, dataset: Dataset) -> None:
 
     Needs the tokenizer, and so, for a model on the hub, the network.
     """
-    chat = chat_format(recipe)
+    needed, longest = longest_sequence(section, recipe, dataset, chat_format(recipe))
+    if needed > recipe.model.max_seq_length:
+        raise UserError(
+            f"question {longest[:60]!r}: needs up to {needed} tokens in two turns, model.max_seq_length is "
+            f"{recipe.model.max_seq_length}; raise it, lower rollout.max_new_tokens, or drop the question"
+        )
+
+
+def longest_sequence(section: Section, recipe: Recipe, dataset: Dataset, chat: ChatFormat) -> tuple[int, str]:
+    """(tokens of two turns at their longest, the question that needs so many) in training and validation."""
     supervised = not is_on_policy(getattr(recipe, section))
     examples = dataset.splits["train"] + dataset.splits["validation"]
-    limit, reply = recipe.model.max_seq_length, recipe.rollout.max_new_tokens
+    reply = recipe.rollout.max_new_tokens
     worst, longest = 0, ""
     for e in examples:
         given = [len(chat.reply(text)) for text in (e.original_answer or "", e.correct_answer)] if supervised else []
         total = len(chat.first_turn(e.question)) + len(chat.next_turn([])) + sum(max(reply, n) for n in given or [0, 0])
         if total > worst:
             worst, longest = total, e.question
-    if worst > limit:
-        raise UserError(
-            f"question {longest[:60]!r}: needs up to {worst} tokens in two turns, model.max_seq_length is {limit}; "
-            "raise it, lower rollout.max_new_tokens, or drop the question"
-        )
+    return worst, longest
+
+
+def plan_stage(section: Section, recipe: Recipe, dataset: Dataset) -> memory.Plan:
+    """The memory of a run of this stage on this machine. Where the tokenizer is not here, nothing is downloaded:
+    sequences are planned at model.max_seq_length."""
+    stage: Stage1 | Stage2 = getattr(recipe, section)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        tokens, _ = longest_sequence(section, recipe, dataset, chat_format(recipe, download=False))
+    except UserError:
+        tokens = recipe.model.max_seq_length
+    trajectories = stage.questions_per_step * samples_per_question(stage) // processes
+    validated = min(len(dataset.splits["validation"]), recipe.eval.max_questions)
+    return memory.plan_memory(
+        recipe,
+        stage,
+        tokens=tokens,
+        generated=min(recipe.rollout.batch_size, max(trajectories, validated)),
+        micro_batch=micro_batch_size(stage, section, processes),
+        base=memory.memory_here()[2],
+    )
 
 
 def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:

@@ -262,6 +262,8 @@ def micro_batch_loss(
 ) -> tuple[Tensor, ScoreStats, Tensor]:
     """(sum of the loss over trained tokens, their statistics, their turn (N,)). Hidden at t - 1 predicts token t."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    if ids.shape[1] > recipe.model.max_seq_length:  # Unsloth would cut it, with one warning
+        raise RuntimeError(f"sequence of {ids.shape[1]} tokens, model.max_seq_length is {recipe.model.max_seq_length}")
     trained = inputs["turn"][:, 1:] > 0
     kl_coef = inputs["kl_coef"][:, 1:][trained]
     hidden = last_hidden(model, ids, mask)[:, :-1][trained]  # (N, D)

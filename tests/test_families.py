@@ -82,7 +82,8 @@ def family(request, tmp_path_factory):
     text |= {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
     if config_class == "Gemma3Config":
         vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        config = transformers.Gemma3Config(text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14})
+        vision |= {"image_size": 28, "patch_size": 14}
+        config = transformers.Gemma3Config(text_config=text, vision_config=vision)
         model_class = transformers.Gemma3ForConditionalGeneration
     else:
         config = getattr(transformers, config_class)(**text)

@@ -24,8 +24,8 @@ ORDER = [
     "metrics",
     "runs",
 ]
-ORDER += ["report", "prepare", "kernels", "objective", "rollout", "model"]
-ORDER += ["evaluate", "trainer", "stages", "chat", "cli"]
+ORDER += ["report", "prepare", "kernels", "objective", "rollout", "model", "memory"]
+ORDER += ["evaluate", "trainer", "stages", "chat", "export", "cli"]
 LIGHT = {*ORDER[: ORDER.index("kernels")], "cli"}
 PACKAGE = REPOSITORY / "scorefast"
 

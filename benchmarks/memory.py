@@ -1,0 +1,124 @@
+"""The memory that `--dry-run` plans against the resident memory that the same stage then reaches, on the CPU.
+
+    python benchmarks/memory.py models/smollm2-135m
+
+Each case is two fresh processes: one plans, one runs two steps. SmolLM2's weights are drawn anew, so that its replies
+are as long as they may be, which is what a plan is for; the embedded model's replies are short, and its process is nearly
+all there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+RESULT = Path(__file__).parent / "results" / "memory.md"
+DATA = Path(__file__).parent.parent / "data" / "score.csv"
+PLAN = """
+import json, sys
+from scorefast.data import load_dataset
+from scorefast.recipe import load_recipe
+recipe = load_recipe("tiny-cpu", sys.argv[3:])
+dataset = load_dataset(sys.argv[2], recipe.data)
+from scorefast.stages import check_stage, plan_stage
+check_stage(sys.argv[1], recipe, dataset)
+plan = plan_stage(sys.argv[1], recipe, dataset)
+print(json.dumps({"moments": plan.moments, "tokens": plan.tokens, "base": plan.parts[0].size}))
+"""
+SMOLLM2 = [
+    *("model.dtype=bfloat16", "model.max_seq_length=1024", "rollout.max_new_tokens=256", "rollout.batch_size=8"),
+    *("model.lora.r=16", "eval.max_questions=8"),
+    *(f"stage{stage}.questions_per_step=2" for stage in (1, 2)),
+    *(f"stage{stage}.samples_per_question=4" for stage in (1, 2)),
+]
+CASES = {
+    "tiny-gemma2, stage1": ("stage1", []),
+    "tiny-gemma2, stage2, 64 at once": ("stage2", ["stage2.micro_batch_size=64"]),
+    "SmolLM2-135M, stage2, 1 at once": ("stage2", [*SMOLLM2, "stage2.micro_batch_size=1"]),
+    "SmolLM2-135M, stage2, 4 at once": ("stage2", [*SMOLLM2, "stage2.micro_batch_size=4"]),
+    "SmolLM2-135M, stage2, 4 at once, checkpointing": (
+        "stage2",
+        [*SMOLLM2, "stage2.micro_batch_size=4", "model.gradient_checkpointing=true"],
+    ),
+    "SmolLM2-135M, stage1, float32, 2 at once": (
+        "stage1",
+        [*SMOLLM2, "stage1.micro_batch_size=2", "model.dtype=float32"],
+    ),
+    "SmolLM2-135M, stage2, rollout of 32": (
+        "stage2",
+        [*SMOLLM2, "stage2.micro_batch_size=1", "rollout.batch_size=32", "stage2.questions_per_step=8"],
+    ),
+}
+
+
+def redraw(model: Path, folder: Path) -> None:
+    """The same model with random weights: its replies end by their length."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), dtype=torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+
+
+def peak(command: list[str], folder: Path) -> int:
+    """Peak resident bytes of a process that has to succeed."""
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit((folder / "log").read_text())
+    return usage.ru_maxrss * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("smollm2", type=Path, help="folder of SmolLM2-135M-Instruct (benchmarks/smollm2.py makes it)")
+    parser.add_argument("--only", default="", help="cases whose name contains this; writes no result")
+    arguments = parser.parse_args()
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    lines = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        redraw(arguments.smollm2, folder / "redrawn")
+        for case, (stage, flags) in CASES.items():
+            if arguments.only not in case:
+                continue
+            steps = [f"{stage}.max_steps=2", f"{stage}.eval_steps=2", f"{stage}.save_steps=2"]
+            settings = [*steps, *([f"model.name={folder / 'redrawn'}"] if "SmolLM2" in case else []), *flags]
+            planned = json.loads(
+                subprocess.check_output([sys.executable, "-c", PLAN, stage, str(DATA), *settings], text=True)
+            )
+            flags_given = [text for setting in settings for text in ("--set", setting)]
+            out = folder / f"run{len(lines)}"
+            command = [sys.executable, "-m", "scorefast", stage, "--data", str(DATA), "--out", str(out), *flags_given]
+            measured = peak([*command, "--recipe", "tiny-cpu"], folder)
+            most = max(planned["moments"], key=planned["moments"].get)
+            total = planned["moments"][most]
+            sizes = [planned["base"], total, measured]
+            lines.append(
+                f"| {case} | {planned['tokens']} | {most} | {' | '.join(f'{n / 1e9:.2f}' for n in sizes)} "
+                f"| {total / measured - 1:+.1%} |"
+            )
+            print(lines[-1], file=sys.stderr)
+    if arguments.only:
+        return
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
+    RESULT.write_text(
+        f"# Planned and reached memory\n\n{__doc__.split(chr(10), 4)[4].strip()}\n\n"
+        f"Python {platform.python_version()}, {versions}; {os.cpu_count()} cores. GB (10^9 bytes), resident.\n\n"
+        "| | tokens | the most in | before a model | planned | reached | planned / reached - 1 |\n"
+        "|---|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n",
+        encoding="utf-8",
+    )
+
+
+if __name__ == "__main__":
+    main()

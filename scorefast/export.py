@@ -1,0 +1,204 @@
+"""A checkpoint for use elsewhere: a PEFT adapter, a merged 16-bit model, or a GGUF file with an Ollama Modelfile."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from scorefast.model import chat_format, load_merged
+from scorefast.prompts import ChatFormat
+from scorefast.recipe import Model, Recipe, UserError, load_recipe, model_path
+from scorefast.runs import RECIPE, Checkpoint
+
+Format = Literal["adapter", "merged-16bit", "gguf"]
+CONVERTER = "convert_hf_to_gguf.py"
+_CONTENT = "{{ .Content }}"
+# Text that would end a TEMPLATE in a Modelfile or begin an action in it -> the same text as Go writes it.
+_QUOTED = {'"""': r'{{ "\x22\x22\x22" }}', "{{": '{{ "{{" }}'}
+
+
+def export_recipe(checkpoint: Checkpoint) -> Recipe:
+    """The run's recipe for plain transformers and 16 bit: Unsloth merges no 4-bit model on a CPU."""
+    recipe = _run_recipe(checkpoint)
+    plain = recipe.model.model_copy(update={"backend": "transformers", "load_in_4bit": False})
+    return recipe.model_copy(update={"model": plain})
+
+
+def _run_recipe(checkpoint: Checkpoint) -> Recipe:
+    path = checkpoint.path.resolve()
+    if checkpoint.recipe is None and path.name.startswith("checkpoint-") and (path.parent / RECIPE).is_file():
+        return load_recipe(str(path.parent / RECIPE))
+    return checkpoint.recipe or Recipe(model=Model(name=checkpoint.base))
+
+
+def export_checkpoint(checkpoint: Checkpoint, format: Format, out: Path, note: Callable[[str], None]) -> Path:
+    """Write the checkpoint into the new or empty folder `out`, which stays as it was where anything fails.
+
+    Raises UserError, before a model loads, for all that can be known by then.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: already holds files; name a new or empty folder with --out")
+    if format == "adapter" and not checkpoint.is_adapter:
+        raise UserError(f"{checkpoint.path}: a whole model (tuning: full), no adapter; take --format merged-16bit")
+    again = shlex.join(["scorefast", "export", str(checkpoint.path), "--format", format, "--out", str(out)])
+    converter = find_converter(again) if format == "gguf" else None
+    recipe = export_recipe(checkpoint)
+    chat, base = chat_format(recipe), Path(model_path(recipe.model.name))
+    if format == "adapter" and base.is_dir():
+        note(f"the adapter needs its base model too, the folder {base.resolve()}: take it along, and write its new")
+        note("place into base_model_name_or_path of adapter_config.json")
+    if format != "adapter" and _run_recipe(checkpoint).model.load_in_4bit:
+        note("trained on a 4-bit base, merged into the 16-bit one: replies can differ a little from those in `eval`")
+    with _filled_at_the_end(out) as folder:
+        if converter is not None:
+            _write_gguf(checkpoint, recipe, chat, folder, converter)
+        elif format == "adapter":
+            _write_adapter(checkpoint, recipe, chat, folder)
+        else:
+            _write_merged(checkpoint, recipe, chat, folder)
+    return out
+
+
+@contextmanager
+def _filled_at_the_end(out: Path) -> Iterator[Path]:
+    """A hidden folder in `out` to work in; what it then holds moves into `out`. An error leaves nothing of it."""
+    made = next((path for path in reversed([out, *out.parents]) if not path.exists()), None)
+    partial, moved = out / ".partial", []
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made: {error.strerror}") from None
+    try:
+        yield partial
+        for path in sorted(partial.iterdir()):
+            moved.append(path.rename(out / path.name))
+        partial.rmdir()
+    except BaseException:
+        for path in moved:
+            path.rename(partial / path.name)
+        shutil.rmtree(made or partial, ignore_errors=True)
+        raise
+
+
+def _write_adapter(checkpoint: Checkpoint, recipe: Recipe, chat: ChatFormat, folder: Path) -> None:
+    """Only what PEFT reads. The base is the one the recipe names: Unsloth may note a 4-bit copy of it."""
+    base = model_path(recipe.model.name)
+    config = json.loads((checkpoint.path / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = str(Path(base).resolve()) if Path(base).is_dir() else base
+    _write_json(folder / "adapter_config.json", config)
+    shutil.copyfile(checkpoint.path / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+    _save_tokenizer(recipe, chat, folder)
+
+
+def _write_merged(checkpoint: Checkpoint, recipe: Recipe, chat: ChatFormat, folder: Path) -> None:
+    from transformers import GenerationConfig
+
+    model, tokenizer = load_merged(recipe, checkpoint).to(torch.bfloat16), chat.tokenizer
+    # Not the base's own: it may lack the token that closes a turn, or sample, or hold what transformers will not save.
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=sorted(chat.end_tokens), pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(folder)
+    _save_tokenizer(recipe, chat, folder)
+
+
+def _save_tokenizer(recipe: Recipe, chat: ChatFormat, folder: Path) -> None:
+    """With template, and the base's SentencePiece file: transformers does not save it, llama.cpp needs it for Gemma."""
+    from transformers.utils import cached_file
+
+    chat.tokenizer.save_pretrained(folder)
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
+    pieces = cached_file(model_path(recipe.model.name), "tokenizer.model", **quiet)
+    if pieces is not None:
+        shutil.copyfile(pieces, folder / "tokenizer.model")
+
+
+def find_converter(again: str) -> Path:
+    """llama.cpp's converter, in the folder LLAMA_CPP or on PATH. Nothing is fetched: UserError says how to."""
+    named = os.environ.get("LLAMA_CPP")
+    found = str(Path(named) / CONVERTER) if named else shutil.which(CONVERTER)
+    if found is not None and Path(found).is_file():
+        return Path(found)
+    lack = f"LLAMA_CPP={named}: no {CONVERTER} there" if named else f"gguf needs {CONVERTER}, which is not on PATH"
+    clone = "git clone --depth 1 https://github.com/ggml-org/llama.cpp"
+    needs = f"{shlex.quote(sys.executable)} -m pip install sentencepiece protobuf"
+    raise UserError(f"{lack}; get llama.cpp and try again: {clone} && {needs} && LLAMA_CPP=llama.cpp {again}")
+
+
+def _write_gguf(checkpoint: Checkpoint, recipe: Recipe, chat: ChatFormat, folder: Path, converter: Path) -> None:
+    """NAME.gguf by way of a merged folder, and the Modelfile."""
+    name = re.sub(r"[^\w.-]", "-", checkpoint.name)  # white space would end FROM in the Modelfile
+    template, adds_bos = ollama_template(chat)
+    merged, target = folder / "merged", folder / f"{name}.gguf"
+    _write_merged(checkpoint, recipe, chat, merged)
+    # Stated, not left to llama.cpp's guess by the kind of tokenizer: a prompt begins as it did in training.
+    config = json.loads((merged / "tokenizer_config.json").read_text(encoding="utf-8"))
+    _write_json(merged / "tokenizer_config.json", config | {"add_bos_token": adds_bos})
+    done = subprocess.run(
+        [sys.executable, converter, merged, "--outfile", target, "--outtype", "bf16", "--model-name", name],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    if done.returncode or not target.is_file():
+        said = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        raise UserError(f"{converter}: failed (exit code {done.returncode}): {said[-1] if said else 'no word why'}")
+    shutil.rmtree(merged)
+    (folder / "Modelfile").write_text(modelfile(name, template, chat, recipe), encoding="utf-8")
+
+
+def ollama_template(chat: ChatFormat) -> tuple[str, bool]:
+    """The chat template in Go's syntax, for user and assistant in turns as in training, and whether it leaves out the
+    begin-of-sequence token because llama.cpp adds it."""
+    turns = [{"role": role, "content": _CONTENT} for role in ("user", "assistant", "user")]
+    text: str = chat.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    bos = chat.tokenizer.bos_token or ""
+    # A template that names its bos_token means it. SmolLM2's bos_token is <|im_start|>, but its template opens a turn.
+    adds_bos = bool(bos) and text.startswith(bos) and "bos_token" in chat.tokenizer.get_chat_template()
+    pieces = text.removeprefix(bos if adds_bos else "").split(_CONTENT)
+    before, ask, between, after = (re.sub('"""|{{', lambda found: _QUOTED[found[0]], piece) for piece in pieces)
+    first, later = before + _CONTENT + ask, between + _CONTENT + after
+    user = "{{ if $later }}" + later + "{{ else }}" + first + "{{ end }}{{ $later = true }}"
+    roles = '{{ if eq .Role "user" }}' + user + '{{ else if eq .Role "assistant" }}' + _CONTENT + "{{ end }}"
+    return "{{ $later := false }}{{ range .Messages }}" + roles + "{{ end }}", adds_bos
+
+
+def modelfile(name: str, template: str, chat: ChatFormat, recipe: Recipe) -> str:
+    """For `ollama create`: decodes as `scorefast eval` does, and says how to have the second turn."""
+    lines = [
+        f"# ollama create {name} -f Modelfile && ollama run {name}",
+        "#",
+        "# Two turns, as in training: ask the question, and after the reply send this as your second message:",
+        "#",
+        *(f"#     {line}" for line in chat.correction.strip().splitlines()),
+        "#",
+        "# System messages are left out: training had none.",
+        f"FROM ./{name}.gguf",
+        f'TEMPLATE """{template}"""',
+        *(f'PARAMETER stop "{chat.tokenizer.convert_ids_to_tokens(token)}"' for token in sorted(chat.end_tokens)),
+        "# Greedy and without Ollama's own penalty, as `scorefast eval` decodes.",
+        "PARAMETER temperature 0",
+        "PARAMETER repeat_penalty 1",
+        "# The recipe's model.max_seq_length. Where a conversation does not fit, Ollama drops the question first.",
+        f"PARAMETER num_ctx {recipe.model.max_seq_length}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
