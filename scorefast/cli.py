@@ -127,10 +127,13 @@ def prepare(
 
             fill = first_attempt_writer(settings, writer)
         folder = runs.claim_run(out, "data")
-        with _byte_progress(console) as progress:
-            done = prepare_(
-                source, settings, folder, against=against, chat=chat, fill=fill, note=console.print, progress=progress
-            )
+        options: dict[str, Any] = {"against": against, "chat": chat, "fill": fill, "note": console.print}
+        try:
+            with _byte_progress(console) as progress:
+                done = prepare_(source, settings, folder, **options, progress=progress)
+        except KeyboardInterrupt:
+            console.print("interrupted; nothing was written")
+            raise
         from scorefast import report as report_
 
         report_.print_prepared(console, done)
@@ -155,7 +158,7 @@ def grade(
     A line may name its own `grader`, and the `question` that was asked.
     """
     from scorefast import report
-    from scorefast.grading import grade_lines
+    from scorefast.grading import auto_grader, grade_lines
 
     console = _console(quiet)
     graded = []
@@ -164,6 +167,9 @@ def grade(
         graded.append((number, row))
     if not graded:
         raise UserError(f"{file}: no line to grade")
+    named = Counter(auto_grader(str(row["reference"])) for _, row in graded if row.get("grader", grader) == "auto")
+    if named:
+        console.print(f"grader: auto, so {', '.join(f'{name} for {n} lines' for name, n in named.most_common())}")
     report.print_agreement(console, graded)
 
 
@@ -436,6 +442,8 @@ def _data_flags(
             overrides.append(f"data.columns.{ours.strip()}={json.dumps(theirs.strip())}")
         elif columns is not None:
             raise UserError(f"--columns {columns}: expected ours=yours,..., for example question=problem")
+    if on_error not in (None, "stop", "skip"):
+        raise UserError(f"--on-error {on_error}: expected stop or skip")
     if on_error is not None:
         overrides.append(f"data.on_error={on_error}")
     if grader is not None:
@@ -456,7 +464,7 @@ def _say_what_was_read(console: Console, dataset: Any, settings: Recipe) -> None
     for reason, count in dataset.dropped.items():
         first = next((row for row in dataset.dropped_rows if row.kind == reason), None)
         where = f" (first: {first.file}:{first.line})" if first and first.line else ""
-        console.print(f"left out: {count} {reason}{where}", soft_wrap=True)
+        console.print(f"left out, {reason}: {count}{where}", soft_wrap=True)
     if settings.reward.grader == "auto":
         chosen = Counter(chosen_grader(e, "auto") for examples in dataset.splits.values() for e in examples)
         console.print(f"grader: auto, so {', '.join(f'{name} for {n} rows' for name, n in chosen.most_common())}")

@@ -37,7 +37,7 @@ from scorefast.data import (
 )
 from scorefast.metrics import wilson
 from scorefast.presets import COLUMNS, OPTIONAL
-from scorefast.recipe import Recipe
+from scorefast.recipe import Recipe, UserError
 from scorefast.reward import chosen_grader, grade_example
 
 if TYPE_CHECKING:
@@ -89,6 +89,9 @@ def prepare(
         with (work / DROPPED).open("w", encoding="utf-8") as dropped:
             index = _write_splits(reading(keep_note, progress), work, dropped)
             counts, near = _drop_leaks(reading, work, index, (forbidden, against or ""), dropped, keep_note)
+        if not any(counts.values()):
+            reasons = ", ".join(f"{n} {reason}" for reason, n in reading.dropped.items())
+            raise UserError(f"{source}: no row is left: {reasons}")
         if fill is not None:
             for name in SPLITS:
                 _rewrite(work / f"{name}.parquet", fill)

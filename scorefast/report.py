@@ -179,7 +179,7 @@ def prepared_lines(manifest: dict[str, Any]) -> list[str]:
     kept, read, measured = manifest["rows_kept"], manifest["rows_read"], manifest["rows_measured"]
     splits = ", ".join(f"{n} {name}" for name, n in manifest["splits"].items())
     lines = [f"{kept} of {read} rows kept: {splits}"]
-    lines += [f"left out: {n} {reason}" for reason, n in manifest["dropped"].items()]
+    lines += [f"left out, {reason}: {n}" for reason, n in manifest["dropped"].items()]
     if manifest["near_duplicates_kept"]:
         lines.append(f"near duplicates within a split, kept: {manifest['near_duplicates_kept']} pairs")
     if measured < kept:

@@ -80,7 +80,7 @@ def read_chunks(
         yield from _dataset_rows(source, progress)
         return
     for path in skipped:
-        note(f"{path}: skipped, not one of {ACCEPTED}")
+        note(f"{path}: skipped, {'a folder' if path.is_dir() else f'not one of {ACCEPTED}'}")
     sizes = [path.stat().st_size for path in files]
     for i, path in enumerate(files):
         try:
@@ -219,6 +219,8 @@ def _csv_rows(path: Path, text: TextIO, note: Callable[[str], None]) -> Iterator
 
 
 def _header_problem(names: list[str]) -> str | None:
+    if names[0].lower().startswith("sep="):
+        return "its first line is Excel's `sep=`: delete that line"
     if "" in names:
         return f"column {names.index('') + 1} of {len(names)} has no name in the header"
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
@@ -353,6 +355,7 @@ def _legacy_encoding(path: Path) -> str:
     close = {text: codec for rating, codec, text in reversed(fits) if rating >= 0.99 * max(rated.values())}
     if len(close) == 1 and sum(byte > 127 for byte in sample) >= 10:
         return close.popitem()[1]
-    names = list({text: codec for _, codec, text in sorted(fits, reverse=True)}.values())[:2]
+    first = {text: codec for _, codec, text in reversed(fits)}  # of those that read alike, the one most in use
+    names = list(dict.fromkeys(first[text] for _, _, text in sorted(fits, key=lambda fit: -fit[0])))[:2]
     unsure = f"not UTF-8, and the encoding is not certain ({' or '.join(names) or 'none that is known fits'})"
     raise UserError(f"{path}: {unsure}: name it with --set data.encoding={names[0] if names else '...'}")
