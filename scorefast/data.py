@@ -173,9 +173,9 @@ class Reading:
     def _examine(self, rows: Rows, seen: dict[bytes, int]) -> Iterator[Kept | Dropped]:
         file = rows.file
         if file not in self.presets:
-            self.presets[file] = find_preset(file, rows.columns, self.settings)
+            self.presets[file] = find_preset(file, rows.names(), self.settings)
             self.files.append(file)
-        parsed, problems = parse_rows(rows.columns, self.presets[file], self.settings.columns)
+        parsed, problems = parse_rows(rows, self.presets[file], self.settings.columns)
         normal_forms = list(map(normalized, parsed["question"]))
         digests = list(map(_digest, normal_forms))
         usable = []
@@ -259,6 +259,13 @@ def load_dataset(source: str, settings: Data, note: Callable[[str], None] = lamb
         dropped += [reading.nearly_repeated(places[i], splits[name][i], leak) for i, leak in found.items()]
         splits[name] = [e for i, e in enumerate(splits[name]) if i not in found]
     return Dataset(source, reading.rows_read, dict(reading.dropped), splits, tuple(dropped))
+
+
+def joined(parts: Sequence[Kept]) -> Kept:
+    columns: dict[str, Sequence[Any]] = {n: [v for part in parts for v in part.columns[n]] for n in Example._fields}
+    none = [np.empty(0, dtype=np.int64)]
+    arrays = (np.concatenate(none + [getattr(part, name) for part in parts]) for name in Kept._fields[1:])
+    return Kept(columns, *arrays)
 
 
 class Index:

@@ -16,6 +16,7 @@ import numpy as np
 
 _CJK = "\u3040-\u30ff\u3400-\u9fff"  # written without spaces: each character counts as a word
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
+_THOUSANDS = re.compile(r"(?<![\d,.(\[{])\d{1,3}(?:,\d{3})+(?![\d,])")
 _DIGITS_ALONE = bytes(byte if byte in b"0123456789" else ord(" ") for byte in range(256))
 # 64 hashes in 16 bands of 4: a pair of Jaccard index 0.8 shares a band with probability 1 - (1 - 0.8^4)^16 = 0.9998
 _HASHES, _BANDS = 64, 16
@@ -37,9 +38,10 @@ def jaccard(a: set[str], b: set[str]) -> float:
 def number_keys(questions: Iterable[str]) -> np.ndarray:
     """(n,) int64: a hash of the numbers in each question, in order, in every process the same; one for all without any.
 
-    Commas are passed over: 1,000 is 1000.
+    1,000 is 1000; (1,000) is a pair.
     """
-    numbers = (b" ".join(q.encode().translate(_DIGITS_ALONE, b",").split()) for q in questions)
+    joined = (_THOUSANDS.sub(lambda m: m[0].replace(",", ""), q) if "," in q else q for q in questions)
+    numbers = (b" ".join(q.encode().translate(_DIGITS_ALONE).split()) for q in joined)
     return np.frombuffer(b"".join(blake2b(n, digest_size=8).digest() for n in numbers), ">i8").astype(np.int64)
 
 

@@ -32,6 +32,7 @@ from scorefast.data import (
     file_sha256,
     find_leaks,
     from_columns,
+    joined,
     note_families,
     read_questions,
 )
@@ -90,7 +91,7 @@ def prepare(
             index = _write_splits(reading(keep_note, progress), work, dropped)
             counts, near = _drop_leaks(reading, work, index, (forbidden, against or ""), dropped, keep_note)
         if not any(counts.values()):
-            reasons = ", ".join(f"{n} {reason}" for reason, n in reading.dropped.items())
+            reasons = ", ".join(f"{reason}: {n}" for reason, n in reading.dropped.items())
             raise UserError(f"{source}: no row is left: {reasons}")
         if fill is not None:
             for name in SPLITS:
@@ -147,26 +148,36 @@ def _write_splits(parts: Iterable[Kept | Dropped], out: Path, dropped: IO[str]) 
     import pyarrow.parquet as pq
 
     index = Index()
+    gathered: list[Kept] = []
     waiting: dict[Split, list[pa.Table]] = {name: [] for name in SPLITS}
     writers = {name: pq.ParquetWriter(out / f"{name}.parquet", _schema()) for name in SPLITS}
 
-    def flush(name: Split, least: int = 1) -> None:
-        if sum(map(len, waiting[name])) >= least:
-            writers[name].write_table(pa.concat_tables(waiting[name]))
-            waiting[name].clear()
+    def sort_out(least: int) -> None:
+        """What is gathered goes to its splits, and from there, `least` rows at a time, into the files."""
+        whole = joined(gathered)
+        gathered.clear()
+        index.add(whole)
+        table = _table(whole.columns)
+        for i, name in enumerate(SPLITS):
+            if (whole.splits == i).any():
+                waiting[name].append(table.filter(pa.array(whole.splits == i)))
+            if waiting[name] and sum(map(len, waiting[name])) >= least:
+                writers[name].write_table(pa.concat_tables(waiting[name]))
+                waiting[name].clear()
 
     try:
+        rows = 0
         for part in parts:
             if isinstance(part, Dropped):
                 _write_dropped(dropped, part)
                 continue
-            index.add(part)
-            table = _table(part.columns)
-            for i, name in enumerate(SPLITS):
-                waiting[name].append(table.filter(pa.array(part.splits == i)))
-                flush(name, BATCH)
-        for name in SPLITS:
-            flush(name)
+            gathered.append(part)
+            rows += len(part.splits)
+            if rows >= BATCH:
+                sort_out(least=BATCH)
+                rows = 0
+        if gathered or any(waiting.values()):
+            sort_out(least=1)
     finally:
         for writer in writers.values():
             writer.close()

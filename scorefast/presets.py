@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 from scorefast.recipe import Data, GraderName, UserError
+from scorefast.sources import Rows
 
 COLUMNS = ("question", "original_answer", "correct_answer")
 OPTIONAL = ("grader", "original_answer_by")
@@ -102,14 +103,16 @@ def find_preset(file: str, columns: Iterable[str], settings: Data) -> Preset:
 
 
 def parse_rows(
-    rows: Mapping[str, Sequence[Any]], preset: Preset, renames: Mapping[str, str]
+    rows: Rows, preset: Preset, renames: Mapping[str, str]
 ) -> tuple[dict[str, Sequence[Any]], dict[int, str]]:
-    """Columns of one file as question, original_answer, correct_answer, grader, original_answer_by (texts, stripped,
-    "" for nothing) and extra (mappings or None); and by row the reason why it cannot be used."""
+    """Rows as columns question, original_answer, correct_answer, grader, original_answer_by (texts, stripped, "" for
+    nothing) and extra (mappings or None); and by row the reason why it cannot be used."""
     problems: dict[int, str] = {}
-    n = len(next(iter(rows.values())))
-    here = {name: column for name, column in rows.items() if name not in renames.values()}
-    here |= {new: rows.get(old, [None] * n) for new, old in renames.items()}
+    n = len(rows.lines)
+    old = dict.fromkeys(renames.values())
+    names = dict.fromkeys([*(name for name in rows.names() if name not in old), *renames])
+    known = {*preset.used, *COLUMNS, *OPTIONAL}
+    here = {name: rows.column(renames.get(name, name)) for name in names if name in known}
     read: Mapping[str, Sequence[Any]] = here
     if preset.read is not None:
         found = [_read(preset.read, i, row, problems) for i, row in enumerate(_by_row(here))]
@@ -129,9 +132,12 @@ def parse_rows(
     for i, grader in enumerate(parsed["grader"]) if "grader" in here else ():
         if grader and grader not in get_args(GraderName):
             problems.setdefault(i, f"grader {grader!r} is none of {', '.join(get_args(GraderName))}")
-    others = {name: column for name, column in here.items() if name not in (*preset.used, *COLUMNS, *OPTIONAL)}
-    parsed["extra"] = list(_by_row(others)) if others else [None] * n
-    return parsed, problems
+    others = {name: rows.columns[name] for name in rows.columns if name in names and name not in known}
+    extra: Sequence[Any] = list(_by_row(others)) if others else [None] * n
+    if rows.records:
+        leave = known | old.keys()
+        extra = [{name: v for name, v in record.items() if name not in leave} or None for record in rows.records]
+    return parsed | {"extra": extra}, problems
 
 
 def _by_row(columns: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:

@@ -94,9 +94,12 @@ class ChatFormat:
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text."""
-        stripped = [text.strip() for text in texts]
-        coded = self.tokenizer(stripped, add_special_tokens=False, split_special_tokens=True).input_ids if texts else []
-        return [self._without_control(text, ids) for text, ids in zip(stripped, coded, strict=True)]
+        found = []
+        for start in range(0, len(texts), 256):  # of so many the tokenizer keeps offsets and more in memory
+            stripped = [text.strip() for text in texts[start : start + 256]]
+            coded = self.tokenizer(stripped, add_special_tokens=False, split_special_tokens=True).input_ids
+            found += [self._without_control(text, ids) for text, ids in zip(stripped, coded, strict=True)]
+        return found
 
     def _without_control(self, text: str, ids: list[int]) -> list[int]:
         """Where the tokenizer saw a control token (one not flagged special), the text is cut inside it, and again."""

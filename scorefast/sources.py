@@ -13,7 +13,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
@@ -23,7 +23,7 @@ KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 ACCEPTED = f"{', '.join(KINDS)} (all but .parquet also with {' or '.join(COMPRESSIONS)})"
 PROSE = re.compile(r"(readme|licen[sc]e|notice|citation|changelog)\b.*|.*\.(md|txt|rst)", re.IGNORECASE)
-ROWS = 4096  # rows of a file that are looked at together
+ROWS, CHARACTERS = 4096, 2**24  # the most rows of a file that are looked at together, and (one row more) text in them
 LARGEST_CELL = 2**25  # characters; bounds what a quote that is never closed can swallow
 RAW_KEPT = 2000
 CHUNK, SAMPLE = 2**20, 2**18  # bytes read at a time, and looked at to tell a legacy encoding
@@ -37,14 +37,24 @@ class Row(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Rows of one file by column, each column as long as `lines`."""
+    """Rows of one file: `columns` as long as `lines`, or `records` where rows may have keys of their own."""
 
     file: str
     lines: Sequence[int]  # as Row.line
-    columns: dict[str, Sequence[Any]]
+    columns: Mapping[str, Sequence[Any]] = {}
+    records: Sequence[dict[str, Any]] = ()
+
+    def names(self) -> dict[str, None]:
+        return dict.fromkeys([*self.columns, *(name for record in self.records for name in record)])
+
+    def column(self, name: str) -> Sequence[Any]:
+        """None where a row has nothing of that name."""
+        if self.records:
+            return [record.get(name) for record in self.records]
+        return self.columns.get(name) or [None] * len(self.lines)
 
     def values(self, i: int) -> dict[str, Any]:
-        return {name: column[i] for name, column in self.columns.items()}
+        return self.records[i] if self.records else {name: column[i] for name, column in self.columns.items()}
 
 
 class BadRow(NamedTuple):
@@ -135,19 +145,7 @@ def _file_rows(path: Path, raw: BinaryIO, encoding: str, note: Callable[[str], N
     text = io.TextIOWrapper(stream, encoding=codec, errors=errors, newline=newline)
     if _kind(path) in {".csv", ".tsv"}:
         return _csv_rows(path, text, note)
-    return _by_column(_json_rows(path, text) if _kind(path) == ".json" else _jsonl_rows(path, text))
-
-
-def _by_column(rows: Iterator[Row | BadRow]) -> Iterator[Rows | BadRow]:
-    """Objects as columns: what one lacks and another has is None."""
-    while chunk := list(itertools.islice(rows, ROWS)):
-        for bad, group in itertools.groupby(chunk, key=lambda row: isinstance(row, BadRow)):
-            if bad:
-                yield from group  # type: ignore[misc]
-                continue
-            _, lines, values = zip(*group, strict=True)
-            names = dict.fromkeys(name for row in values for name in row)
-            yield Rows(chunk[0].file, lines, {name: [row.get(name) for row in values] for name in names})
+    return _json_rows(path, text) if _kind(path) == ".json" else _jsonl_rows(path, text)
 
 
 def _decompressed(path: Path, raw: BinaryIO) -> io.BufferedReader:
@@ -178,12 +176,15 @@ def _csv_rows(path: Path, text: TextIO, note: Callable[[str], None]) -> Iterator
     dropped = 0  # lines of `behind`
     rows: list[list[str]] = []
     lines: list[int] = []
+    size = 0  # characters in `rows`
 
     def chunk() -> Iterator[Rows]:
+        nonlocal size
         if rows:
             yield Rows(file, lines[:], dict(zip(names, zip(*rows, strict=True), strict=True)))
             rows.clear()
             lines.clear()
+            size = 0
 
     def bad(problem: str) -> BadRow:
         nonlocal dropped
@@ -199,6 +200,7 @@ def _csv_rows(path: Path, text: TextIO, note: Callable[[str], None]) -> Iterator
                 if len(cells) == width and not problem:
                     rows.append(cells)
                     lines.append(blank + line + 1)
+                    size += sum(map(len, cells))
                 elif cells:
                     yield from chunk()
                     yield bad(problem or f"{len(cells)} cells, the header has {width}")
@@ -206,7 +208,7 @@ def _csv_rows(path: Path, text: TextIO, note: Callable[[str], None]) -> Iterator
                 if line - dropped > 1000:
                     collections.deque(itertools.islice(behind, line - dropped), maxlen=0)
                     dropped = line
-                if len(rows) == ROWS:
+                if len(rows) == ROWS or size > CHARACTERS:
                     yield from chunk()
             yield from chunk()
             return
@@ -219,7 +221,7 @@ def _csv_rows(path: Path, text: TextIO, note: Callable[[str], None]) -> Iterator
 
 
 def _header_problem(names: list[str]) -> str | None:
-    if names[0].lower().startswith("sep="):
+    if names and names[0].lower().startswith("sep="):
         return "its first line is Excel's `sep=`: delete that line"
     if "" in names:
         return f"column {names.index('') + 1} of {len(names)} has no name in the header"
@@ -236,15 +238,29 @@ def _text_problem(part: str, text: TextIO) -> str | None:
     return "half a surrogate pair" if re.search("[\ud800-\udfff]", part) else None
 
 
-def _jsonl_rows(path: Path, text: TextIO) -> Iterator[Row | BadRow]:
+def _jsonl_rows(path: Path, text: TextIO) -> Iterator[Rows | BadRow]:
+    records: list[dict[str, Any]] = []
+    lines: list[int] = []
+    size = 0  # characters in `records`
     for number, line in enumerate(text, 1):
-        if line.strip():
-            value, problem = _parsed(line)
-            problem = problem or _object_problem(value, line, text)
-            yield BadRow(str(path), number, problem, line[:RAW_KEPT]) if problem else Row(str(path), number, value)
+        if not line.strip():
+            continue
+        value, problem = _parsed(line)
+        problem = problem or _object_problem(value, line, text)
+        if records and (problem or len(records) == ROWS or size > CHARACTERS):
+            yield Rows(str(path), lines, records=records)
+            records, lines, size = [], [], 0
+        if problem:
+            yield BadRow(str(path), number, problem, line[:RAW_KEPT])
+        else:
+            records.append(value)
+            lines.append(number)
+            size += len(line)
+    if records:
+        yield Rows(str(path), lines, records=records)
 
 
-def _json_rows(path: Path, text: TextIO) -> Iterator[Row | BadRow]:
+def _json_rows(path: Path, text: TextIO) -> Iterator[Rows | BadRow]:
     whole = text.read()
     rows, problem = _parsed(whole)
     if isinstance(rows, dict):
@@ -252,9 +268,12 @@ def _json_rows(path: Path, text: TextIO) -> Iterator[Row | BadRow]:
         rows = lists[0] if len(lists) == 1 else None
     if not isinstance(rows, list):
         raise UserError(f"{path}: {problem or 'expected a list of objects, or an object with exactly one such list'}")
-    for number, row in enumerate(rows, 1):
-        problem = _object_problem(row, whole, text)
-        yield BadRow(str(path), number, problem, json.dumps(row)[:RAW_KEPT]) if problem else Row(str(path), number, row)
+    judged = ((number, _object_problem(row, whole, text)) for number, row in enumerate(rows, 1))
+    for good, group in itertools.groupby(judged, key=lambda item: item[1] is None):
+        while good and (lines := [number for number, _ in itertools.islice(group, ROWS)]):
+            yield Rows(str(path), lines, records=rows[lines[0] - 1 : lines[-1]])
+        for number, problem in group:
+            yield BadRow(str(path), number, str(problem), json.dumps(rows[number - 1])[:RAW_KEPT])
 
 
 def _parsed(text: str) -> tuple[Any, str | None]:

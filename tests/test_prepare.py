@@ -12,7 +12,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
-from scorefast.data import SPLITS, load_dataset
+from scorefast.data import SPLITS, load_dataset, read_questions
 from scorefast.metrics import wilson
 from scorefast.prepare import prepare
 from scorefast.recipe import Data, UserError, load_recipe
@@ -119,6 +119,22 @@ def test_nothing_vanishes(tmp_path):
     assert stored == done.manifest["rows_kept"]
 
 
+def test_many_bad_rows_and_keys_of_their_own_are_no_burden(tmp_path):
+    """Every second row bad, every row with a key that no other has: kept as they are, in whole row groups."""
+    lines = []
+    for i in range(3000):
+        lines.append(json.dumps({"question": f"Which fruit is number {i}?", "correct_answer": "plum", f"own {i}": i}))
+        lines.append("bad" if i % 2 else "{}")
+    source = tmp_path / "d.jsonl"
+    source.write_text("\n".join(lines), encoding="utf-8")
+    recipe = load_recipe("tiny-cpu", ["data.on_error=skip", "data.test_fraction=0", "data.validation_fraction=0"])
+    done, out = prepared(tmp_path, source, recipe=recipe)
+    assert done.manifest["dropped"] == {"blank question": 1500, "not JSON": 1500}
+    assert pq.read_metadata(out / "train.parquet").num_row_groups == 1
+    examples = load_dataset(str(out), recipe.data).splits["train"]
+    assert [e.extra for e in examples] == [{f"own {i}": i} for i in range(3000)]
+
+
 def test_what_stands_in_a_benchmark_is_left_out_exactly_and_nearly(tmp_path):
     source = write(tmp_path, [{"question": LONG.format(k), "correct_answer": "1"} for k in ("plums", "grey geese")])
     bench = write(tmp_path, [{"problem": LONG.format("PLUMS ")}, {"problem": LONG.format("grey swans")}], "bench.jsonl")
@@ -133,14 +149,18 @@ def test_what_stands_in_a_benchmark_is_left_out_exactly_and_nearly(tmp_path):
 
 def test_a_benchmark_is_read_in_its_own_encoding_and_what_is_unreadable_is_said(tmp_path):
     source, bench = tmp_path / "d.csv", tmp_path / "bench.jsonl"
-    source.write_bytes("question,correct_answer\n서울은 어디 있나요?,한국\n".encode("cp949"))
+    source.write_bytes("question,correct_answer\n서울은 어디 있나요?,한국\n부산은요?,한국\n".encode("cp949"))
     rows = [{"question": "서울은 어디 있나요?"}, {"question": ""}, {"messages": [{"role": "user", "content": "b"}]}]
     bench.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows[:2]), encoding="utf-8")
     notes = []
     recipe = load_recipe("tiny-cpu", ["data.encoding=cp949"])
     done, _ = prepared(tmp_path, source, recipe=recipe, against=str(bench), note=notes.append)
     assert done.manifest["dropped"] == {f"stands in {bench}": 1}
+    with pytest.raises(UserError, match=r"d\.csv: no row is left: stands in .*d\.csv: 2"):
+        prepared(tmp_path, source, "nothing", recipe=recipe, against=str(source), note=notes.append)
     assert any("1 rows without a readable question" in line for line in notes)
+    mixed = write(tmp_path, [{"question": "a?"}, {"problem": "b?"}, rows[2]], "mixed.jsonl")
+    assert read_questions(str(mixed)) == ["a?", "b?", "b"]
 
 
 def test_tokens_lengths_and_label_balance_are_counted(tmp_path, chat):

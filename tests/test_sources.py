@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scorefast.recipe import UserError
-from scorefast.sources import BadRow, Row, read_rows, source_files
+from scorefast.sources import BadRow, Row, read_chunks, read_rows, source_files
 
 HEADER = b"question,original_answer,correct_answer\n"
 ROWS = [
@@ -296,3 +296,25 @@ def test_any_cells_survive_a_csv_file(cells):
     rows = [{"a": a, "b": b} for a, b in cells]
     with tempfile.TemporaryDirectory() as folder:
         assert values(put(Path(folder), "d.csv", csv_text(rows).encode())) == rows
+
+
+def test_rows_keep_the_keys_they_have(tmp_path):
+    """Of JSON objects: a key that other rows have is not there, be they thousands or one."""
+    rows = [{"a": str(i)} | ({f"own {i}": i} if i % 3 else {}) for i in range(5000)]
+    rows[7] = {}
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    for name, text in (("d.jsonl", lines.replace(json.dumps(rows[9]), "bad")), ("d.json", json.dumps([*rows, 3]))):
+        read = list(read_rows(str(put(tmp_path, name, text.encode()))))
+        bad = [i for i, row in enumerate(read) if isinstance(row, BadRow)]
+        assert bad == ([9] if name == "d.jsonl" else [5000])
+        good = [row.values for row in read if isinstance(row, Row)]
+        assert good == [row for i, row in enumerate(rows) if i not in bad]
+        assert [row.line for row in read] == [*range(1, len(read) + 1)]
+
+
+def test_large_cells_are_not_gathered_by_the_thousand(tmp_path):
+    cell = "x" * 2**22
+    for name, row in (("d.csv", f"{cell},1\n"), ("d.jsonl", json.dumps({"a": cell}) + "\n")):
+        text = ("a,b\n" if name == "d.csv" else "") + row * 20
+        parts = list(read_chunks(str(put(tmp_path, name, text.encode()))))
+        assert [len(part.lines) for part in parts] == [4] * 5, "16 MB, and the row that passes them"
