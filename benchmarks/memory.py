@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py models/smollm2-135m
 
-Each case is two fresh processes: one plans, one runs two steps. SmolLM2's weights are drawn anew, so that its replies
-are as long as they may be, which is what a plan is for; the embedded model's replies are short, and its process is nearly
-all there is.
+Each case is two fresh processes: one plans, one takes a step. SmolLM2's weights are drawn anew, so that its replies
+are as long as they may be, which is what a plan is for; the embedded model's replies are short, and its process is
+nearly all there is.
 """
 
 from __future__ import annotations
@@ -33,23 +33,21 @@ plan = plan_stage(sys.argv[1], recipe, dataset)
 print(json.dumps({"moments": plan.moments, "tokens": plan.tokens, "base": plan.parts[0].size}))
 """
 SMOLLM2 = [
-    *("model.dtype=bfloat16", "model.max_seq_length=1024", "rollout.max_new_tokens=256", "rollout.batch_size=8"),
-    *("model.lora.r=16", "eval.max_questions=8"),
-    *(f"stage{stage}.questions_per_step=2" for stage in (1, 2)),
-    *(f"stage{stage}.samples_per_question=4" for stage in (1, 2)),
+    *("model.dtype=float32", "model.max_seq_length=512", "rollout.max_new_tokens=64", "rollout.batch_size=8"),
+    *("model.lora.r=16", "eval.max_questions=8", "stage2.questions_per_step=2", "stage2.samples_per_question=4"),
 ]
 CASES = {
     "tiny-gemma2, stage1": ("stage1", []),
     "tiny-gemma2, stage2, 64 at once": ("stage2", ["stage2.micro_batch_size=64"]),
     "SmolLM2-135M, stage2, 1 at once": ("stage2", [*SMOLLM2, "stage2.micro_batch_size=1"]),
-    "SmolLM2-135M, stage2, 4 at once": ("stage2", [*SMOLLM2, "stage2.micro_batch_size=4"]),
-    "SmolLM2-135M, stage2, 4 at once, checkpointing": (
+    "SmolLM2-135M, stage2, 8 at once": ("stage2", [*SMOLLM2, "stage2.micro_batch_size=8"]),
+    "SmolLM2-135M, stage2, 8 at once, checkpointing": (
         "stage2",
-        [*SMOLLM2, "stage2.micro_batch_size=4", "model.gradient_checkpointing=true"],
+        [*SMOLLM2, "stage2.micro_batch_size=8", "model.gradient_checkpointing=true"],
     ),
-    "SmolLM2-135M, stage1, float32, 2 at once": (
-        "stage1",
-        [*SMOLLM2, "stage1.micro_batch_size=2", "model.dtype=float32"],
+    "SmolLM2-135M, stage2, 4 at once, bfloat16": (
+        "stage2",
+        [*SMOLLM2, "stage2.micro_batch_size=4", "model.dtype=bfloat16"],
     ),
     "SmolLM2-135M, stage2, rollout of 32": (
         "stage2",
@@ -58,13 +56,15 @@ CASES = {
 }
 
 
-def redraw(model: Path, folder: Path) -> None:
-    """The same model with random weights: its replies end by their length."""
+def redraw(model: Path, folder: Path, dtype: str) -> None:
+    """The same model with random weights: its replies end by their length. In the dtype that is loaded: else the pages
+    of its file count as well, which any other process may have back."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), dtype=torch.bfloat16).save_pretrained(folder)
+    config = AutoConfig.from_pretrained(model)
+    AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder)
     AutoTokenizer.from_pretrained(model).save_pretrained(folder)
 
 
@@ -87,12 +87,14 @@ def main() -> None:
     lines = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        redraw(arguments.smollm2, folder / "redrawn")
+        for dtype in ("float32", "bfloat16"):
+            redraw(arguments.smollm2, folder / dtype, dtype)
         for case, (stage, flags) in CASES.items():
             if arguments.only not in case:
                 continue
-            steps = [f"{stage}.max_steps=2", f"{stage}.eval_steps=2", f"{stage}.save_steps=2"]
-            settings = [*steps, *([f"model.name={folder / 'redrawn'}"] if "SmolLM2" in case else []), *flags]
+            steps = [f"{stage}.max_steps=1", f"{stage}.eval_steps=2"]
+            drawn = folder / ("bfloat16" if "bfloat16" in case else "float32")
+            settings = [*steps, *([f"model.name={drawn}"] if "SmolLM2" in case else []), *flags]
             planned = json.loads(
                 subprocess.check_output([sys.executable, "-c", PLAN, stage, str(DATA), *settings], text=True)
             )

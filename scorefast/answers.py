@@ -2,6 +2,7 @@
 
 A reply gets one shot. Its final answer is what follows its last marker (`#### x`, `\\boxed{x}`, `The answer is x`,
 `Answer: x`, `A: x`, `정답은 x`), unless the reply takes it back ("Wait, ..."); without a marker, its last statement.
+Of a sum worked out (`5 apples + 7 apples = 12`) the result counts; `#### Step 1` with a solution after it is a heading.
 Several candidates ("18 or 20", "16, 17, 18"), what is negated ("not 18"), a bound ("more than 18"), a sum left
 undone ("9 + 9") and what is only asked ("Is it 18?") commit to nothing.
 """
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 
 from scorefast.presets import without_calculator
 
@@ -35,8 +37,8 @@ _PHRASE = re.compile(
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
 _BEFORE_HEADING = re.compile(r"[ \t>#*_]*(?:final[ \t]+)?", re.IGNORECASE)
-_RETRACTED = re.compile(
-    r"(?:(?:^|[.!?。\n])[\s*_)$}]*(?:but\s+)?(?:(?:wait|no|oops|sorry|hmm|actually|correction|아니|잠깐|죄송\w*)[,.! ]"
+RETRACTED = re.compile(
+    r"(?:(?:^|[.!?。\n])[\s*_)$}]*(?:but\s+)?(?:(?:wait|no|oops|sorry|hmm|actually|correction|아니|잠깐|죄송\w*)[,.!: ]"
     r"|let me (?:re|correct|fix|try)|on second thought|scratch that|다시 (?:계산|생각|풀)|정정)"
     r"|\b(?:that|this|which|it)(?:'s| is| was) (?:wrong|incorrect|not right)|\bI made an? (?:mistake|error)|틀렸|실수)",
     re.IGNORECASE,
@@ -66,7 +68,7 @@ def final_answer(reply: str) -> Final:
         final, end = _boxed(reply, boxes, match) if match in boxes else _phrased(reply, match)
         if not final.text.strip(" \t\n.:*_$"):
             continue  # a marker that introduces nothing
-        taken_back = _RETRACTED.search(reply, end)
+        taken_back = RETRACTED.search(reply, end)
         if taken_back and re.search(r"\w", reply[taken_back.end() :]):
             break  # what the reply ends on counts
         line = max(match.start() - 60, reply.rfind("\n", 0, match.start()) + 1)
@@ -92,26 +94,38 @@ def _phrased(reply: str, marker: re.Match[str]) -> tuple[Final, int]:
     while start < len(reply) and reply[start] in " \t\n*_:`":
         start += 1
     if marker.group() == "####":
-        end = reply.find("\n", start)
-        end = len(reply) if end < 0 else end
-        return Final(reply[start:end], marked=True, whole=True), end
+        end = (reply + "\n").find("\n", start)
+        heading = reply[end:].strip() and not _VALUE_ALONE.fullmatch(plain(reply[start : min(end, start + 80)]))
+        return Final("" if heading else reply[start:end], marked=True, whole=True), end
     if marker.group().endswith(":") and not _DIRECT.match(reply, start):
         return Final(reply[start:], marked=True), len(reply)  # `A: ` and a worked solution: what that ends on
     found = _SENTENCE_END.search(reply, start)
     while found and found.group() == "." and _is_abbreviation(reply, start, found.start()):
         found = _SENTENCE_END.search(reply, found.end())
     end = found.start() + (found.group() in "?？") if found else len(reply)
+    operands, equals, _ = reply[start:end].partition("=")
+    if equals and marker.group().endswith(":") and len(_NUMBER.findall(operands)) > 1:
+        end = (reply + "\n\n").find("\n\n", end)  # `A: 16 - 7 = 9. 9 * 2 = 18`: what its paragraph ends on
     return Final(reply[start:end], marked=True), end
 
 
+# After `####` with more lines to come: an answer (`$18`, `x = 5 cm`, `(B)`), and not a heading (`Step 1`, `3. Total`).
+_VALUE_ALONE = re.compile(
+    r"\W{0,9}(?:[A-Za-z] ?= ?)?\W{0,9}(?:\d[\d,./ ]*(?<![. ])(?:\s?[a-z°가-힣][\w°/^]{0,15}){0,2}|[A-E①-⑤])\W{0,9}"
+)
 # An answer, and not a sentence or a list: a number, a formula or up to six words before the line or the sentence ends.
 _DIRECT = re.compile(
     r"(?!\d{1,2}[.)]\s+\S)[*_`$(\[\\]*(?:[-+]?[$€£₩]?\.?\d|(?:[^\s.=\d]+[ \t]*){1,6}[.*_`$)]*(?:\n|\Z))"
 )
 
+# Behind an initial: more of a name, up to the end of the sentence.
+_NAME = re.compile(r" (?:[^\W\da-z_][\w'’-]*\.? ){0,4}[^\W\da-z_][\w'’-]+(?=[.!*_)\"]| *(?:\n|\Z))")
+
 
 def _is_abbreviation(reply: str, start: int, dot: int) -> bool:
-    word = re.split(r"[\s(]", reply[start:dot])[-1]
+    word = re.split(r"[\s(]", reply[max(start, dot - 20) : dot])[-1]
+    if re.fullmatch(r"(?:[^\W\d_]\.)*[A-Z]", word):  # `J. K. Rowling`, not `B. It is` or `A. Wait, no`
+        return _NAME.match(reply, dot + 1) is not None and not RETRACTED.match(reply, dot)
     return word.lower() in {"approx", "ca", "no", "st", "dr", "mr", "mrs", "ms", "rs", "vs", "e.g", "i.e"}
 
 
@@ -149,20 +163,19 @@ _VULGAR = {c: f" {unicodedata.normalize('NFKC', c).replace(chr(0x2044), '/')}" f
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _PLAIN = str.maketrans(
     {"\u2212": "-", "\u2013": "-", "\u2014": " - ", "\u2044": "/", "×": "*", "⋅": "*", "·": "*", "∙": "*"}
-    | {"’": "'", "‘": "'"}
+    | {"’": "'", "‘": "'", "→": "=", "⇒": "="}
 )
 _LATEX = [
-    (re.compile(r"\\(?:left|right|displaystyle|mathrm|mathbf|textbf|text|mbox|rm|bf|quad|qquad)\b\s*"), ""),
+    (re.compile(r"\\(?:left|right|displaystyle|mathrm|mathbf|textbf|text|mbox|rm|bf|quad|qquad)(?![A-Za-z])\s*"), ""),
     (re.compile(r"(?<=\d)\s*(?=\\[dtc]?frac)"), " "),  # 1\frac{1}{2} is a mixed number
     (re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))"), r"\1\2/\3\4 "),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\[,!;: ](?=\d)"), ""),
-    (re.compile(r"\\(?:times|cdot)\b"), "*"),
-    (re.compile(r"\\(?:approx|simeq)\b"), "~"),
-    (re.compile(r"\\neq?\b"), "!="),
     (re.compile(r"\\([$%#&_{}])"), r"\1"),
     (re.compile(r"\\[()\[\]]"), " "),
 ]
+_SYMBOLS = {"times|cdot": "*", "div": "÷", r"approx|simeq": "~", r"neq?": "!=", r"implies|[Rr]ightarrow": "="}
+_LATEX += [(re.compile(rf"\\(?:{names})(?![A-Za-z])"), new) for names, new in _SYMBOLS.items()]
 
 _WORDS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _MYRIADS = {"만": 10**4, "억": 10**8, "조": 10**12}
@@ -215,6 +228,8 @@ def plain(text: str) -> str:
         text = re.sub(r"</?[A-Za-z]{1,10}>", "", text)
     if "egative" in text:
         text = re.sub(r"\b[Nn]egative\s+(?=[$\d])", "-", text)
+    if ">" in text:
+        text = re.sub(r"(?<=[\d)])\s*[-=]>", " =", text)  # 6 + 6 => 12
     if "\\" in text or "{" in text:
         for pattern, new in _LATEX:
             text = pattern.sub(new, text)
@@ -277,7 +292,7 @@ def parse_number(text: str) -> Number | None:
 
 # --- which number a reply commits to -----------------------------------------------------------------------------
 
-_UNIT = r"(?:\s?[A-Za-z가-힣°]+\.?){0,2}?"  # at most two words between a number and what joins it to the next
+_UNIT = r"(?:\s?/?[A-Za-z가-힣°]{1,20}\.?){0,2}?"  # at most two words between a number and what joins it to the next
 _ALTERNATIVE = re.compile(
     rf"""[*_`)\s]* {_UNIT} [*_`)\s]*
     (?: [,;.]?\s*\(?(?:(?:and\s*/\s*)?or|and|and\ also|alternatively)\b
@@ -289,7 +304,11 @@ _ALTERNATIVE = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _COMMA = re.compile(r"[*_`$ ]*[,;/|\n][*_`$\s]*(?:[A-Za-z]\s*=\s*)?")
-_OPERATOR = re.compile(r"[)\s$]*(?:[-+*/÷^]|\bx\b|\btimes\b|\bplus\b|\bminus\b|\bdivided by\b)[(\s$]*", re.IGNORECASE)
+_OPERATOR = re.compile(rf"[)\s$]*{_UNIT}[)\s$]*(?:[-+*/÷^]|\b(?:x|times|plus|minus|divided by)\b)[(\s$]*", re.I)
+_OF = re.compile(rf"{_UNIT}\s(?:of|at|with|for)\s", re.I)  # `3 boxes of 4`: an operation if a result follows
+_EQUALS = re.compile(rf"[)\s$]*{_UNIT},?[)\s$]*(?:=|\b(?:which )?(?:is|are|equals?|makes?|gives?)\s)[\s$*_]*", re.I)
+# Behind a number, to the end: a parenthesis that explains it, in words or with a result, `apples (3 boxes of 4).`
+_EXPLAINED = re.compile(rf"(?=[^A-Za-z가-힣=]{{0,99}}[A-Za-z가-힣=])[*_]*{_UNIT}[*_ ]*\([^()]*\)[\s.*_]*")
 _NEGATED_BEFORE = re.compile(
     r"(?:\bnot|n't|\bnever|\bcannot|\brules? out|\bruled out|\bexcluding|\beliminate|≠|!=)\s*"
     r"(?:(?:equal(?:\s+to)?|be|been|possibly|exactly|simply|just|the|a|an|answer|=)\s*)*[*_$(\"'\s]*$",
@@ -297,14 +316,18 @@ _NEGATED_BEFORE = re.compile(
 )
 _BOUND_BEFORE = re.compile(
     r"(?:\b(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger|other|rather)\s+than"
-    r"|\bat\s+(?:least|most)|\b(?:up to|under|over|below|above|half of|twice|multiple of)|[<>≤≥]=?|√|\\sqrt\s*\{?)"
+    r"|\bat\s+(?:least|most)|\b(?:up to|under|over|below|above|half of|twice|multiple of|minimum|max(?:imum)?)"
+    r"|[<>≤≥]=?|\\[gl](?:eq?|t)(?:slant)?|√|\\sqrt\s*\{?|최소|최대|적어도|많아야)"
     r"\s*(?:or equal to\s*)?[*_$\s]*$",
     re.IGNORECASE,
 )
 _DENIED_AFTER = re.compile(
     rf"[*_`)\"'\s]*{_UNIT}\s*(?:(?:is|was|are)\s*(?:not\b|n't|wrong|incorrect|false)|isn't|wasn't"
     r"|or\s+(?:more|less|fewer|higher|lower|above|below)\b|and\s+(?:above|below)\b)"
-    r"|[*_`)\"'\s]*(?:[가-힣%]{0,3}\s?)?(?:[이은는가]\s?)?(?:아니(?!면)|아닌|아닙|틀렸|틀린|이상|이하|미만|초과|보다)"
+    r"|\+(?!\w|\s*[-\d$(\\])"
+    r"|[*_`) ]*(?:(?!(?:is|was|as|and|but|the|a) )[a-z]+ )?"
+    r"(?:at (?:the )?(?:least|most)|minimum|max(?:imum)?)\b(?![ $:=]*\d)"
+    r"|[*_`)\"'\s]*(?:[가-힣%]{0,4}\s?)?(?:정?답이\s?)?(?:아니(?!면)|아닌|아닙|틀렸|틀린|이상|이하|미만|초과|보다|넘(?!겨))"
     r"|[*_`)\"'\s]*[가-힣%]{0,3}?(?:[은는]\s(?:정?답이\s)?(?:될|맞을)\s수\s없|(?:일|라고\s볼|으로\s볼|로\s볼)\s수도\s있)",
     re.IGNORECASE,
 )
@@ -322,10 +345,8 @@ def final_number(reply: str) -> Number | None:
     final = final_answer(reply)
     text = plain(final.text)
     if final.marked:
-        numbers = _asserted(text)
-        if numbers:
-            at = _after_equals(text, numbers)
-            return _settled(text, numbers, at, complete=final.whole)
+        if numbers := _asserted(text):
+            return _settled(text, numbers, _after_equals(text, numbers), complete=final.whole)
         if final.whole or _NUMBER.search(text):
             return None  # a marked answer that is no number, or denies the one it names
         text = plain(reply[-LONGEST:])
@@ -338,7 +359,9 @@ def final_number(reply: str) -> Number | None:
         return None
     if any(m.start() > numbers[-1].end() and _value(m) == _value(numbers[-1]) for m in _NUMBER.finditer(tail)):
         return None  # `... = 12, so it is fewer than 12`
-    return _settled(tail, numbers, len(numbers) - 1)
+    ends = "(" in tail[-200:] and tail[-20:].rstrip(" \n.*_").endswith(")")  # `12 apples (3 boxes of 4)`
+    explained = (i for i, m in enumerate(numbers[:-2]) if ends and _EXPLAINED.fullmatch(tail, m.end()))
+    return _settled(tail, numbers, next(explained, len(numbers) - 1))
 
 
 def _asserted(text: str) -> list[re.Match[str]]:
@@ -368,10 +391,15 @@ def _is_denied(text: str, number: re.Match[str]) -> bool:
 def _after_equals(text: str, numbers: list[re.Match[str]]) -> int:
     """Index of the number a marked text begins with, else of the first after its last `=` (`9 * 2 = 18 eggs`), else of
     its last (`10 and 8, which is 18`)."""
-    begins = not text[: numbers[0].start()].strip(" $*_`~(:")
-    if begins and not re.match(r"[\s$)*_]*[-+*/^=x÷<>]", text[numbers[0].end() :]):
-        return 0  # `18, because 9 * 2 = 18`
-    last = len(numbers) - 1
+    last, at = len(numbers) - 1, 0
+    if last and not text[: numbers[0].start()].strip(" $*_`~(:"):
+        gaps = [text[a.end() : b.start()][:60] for a, b in pairwise(numbers)] + [""]
+        while _OPERATOR.fullmatch(gaps[at]) or _OF.fullmatch(gaps[at]):
+            at += 1
+        if at and _EQUALS.fullmatch(gaps[at]):  # `3 boxes of 4 apples is 12`
+            last = at + 1
+        elif not re.match(r"[\s$)*_]*[-+*/^=x÷<>]", text[numbers[0].end() :]) and not _OPERATOR.fullmatch(gaps[0]):
+            return 0  # `18, because 9 * 2 = 18`
     equals = text.rfind("=")
     return last if equals < 0 else next((i for i, m in enumerate(numbers) if m.start() > equals), last)
 
@@ -395,16 +423,12 @@ def _settled(text: str, numbers: list[re.Match[str]], at: int, *, complete: bool
         other = _value(numbers[i])
         if other is not None and other.value == value.value:
             continue
-        if _ALTERNATIVE.fullmatch(between) and not _is_change(text, left, between):
+        change = "to" in between.split() and text[: left.start()].rstrip(" $*")[-4:].lower() == "from"
+        if _ALTERNATIVE.fullmatch(between) and not change:  # `from 10 to 18` ends at 18
             return None
         if _COMMA.fullmatch(between) and (complete or _is_list(text, numbers, min(i, at))):
             return None
     return value
-
-
-def _is_change(text: str, left: re.Match[str], between: str) -> bool:
-    """`from 10 to 18` ends at 18."""
-    return "to" in between.split() and text[: left.start()].rstrip(" $*").lower().endswith("from")
 
 
 def _is_list(text: str, numbers: list[re.Match[str]], left: int) -> bool:

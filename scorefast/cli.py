@@ -459,14 +459,17 @@ def _grader_name(text: str | None) -> Any:
 
 
 def _say_what_was_read(console: Console, dataset: Any, settings: Recipe) -> None:
-    from scorefast.reward import chosen_grader
+    from scorefast.reward import check_references, chosen_grader
 
     for reason, count in dataset.dropped.items():
         first = next((row for row in dataset.dropped_rows if row.kind == reason), None)
         where = f" (first: {first.file}:{first.line})" if first and first.line else ""
         console.print(f"left out, {reason}: {count}{where}", soft_wrap=True)
+    everything = [e for examples in dataset.splits.values() for e in examples]
+    for line in check_references(everything, settings.reward.grader):
+        console.print(line, soft_wrap=True)
     if settings.reward.grader == "auto":
-        chosen = Counter(chosen_grader(e, "auto") for examples in dataset.splits.values() for e in examples)
+        chosen = Counter(chosen_grader(e, "auto") for e in everything)
         console.print(f"grader: auto, so {', '.join(f'{name} for {n} rows' for name, n in chosen.most_common())}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,11 +18,13 @@ from typing import Any, Literal, cast, get_args
 
 from scorefast.answers import (
     LONGEST,
+    RETRACTED,
     Number,
     ends_on_number,
     final_answer,
     final_number,
     parse_number,
+    plain,
     reference_number,
 )
 from scorefast.data import normalized
@@ -49,10 +52,11 @@ def grade(reply: str, reference: str, grader: GraderName = "auto", question: str
 
     numeric: the one number the reply commits to equals the reference's, as exact fractions (3/4 = 0.75 = 75 %, units
       ignored, no tolerance; a percentage also equals the bare number of per cent). Score 1 / (1 + |a - r| / |r|).
-    math: equal as mathematics, by math-verify, in a process of its own with a time limit.
+    math: equal as mathematics, by math-verify, in a process of its own with a time limit; a sum or product of plain
+      numbers left undone (`9 + 9`) is wrong where the reference is a plain number.
     exact: the marked answer, or without one the last line or the whole reply, equals the reference (its marked answer)
       but for NFKC, case, white space, and punctuation at the edges of words.
-    choice: the one letter A to E (or ① to ⑤) the reply commits to.
+    choice: the one letter A to E (or ① to ⑤) the reply commits to; of `A. Wait, no, B.` the last.
     contains: the reference stands as a word in the marked answer or the last line, neither denied nor among others.
     auto: `auto_grader` of this one reference.
 
@@ -92,6 +96,18 @@ def without_question(reply: str, question: str) -> str:
         if len(_WORDS.findall(sentence)) >= 3 and sentence in reply:
             reply = reply.replace(sentence, "\n")
     return reply
+
+
+def unusable_reference(reference: str, grader: GraderName) -> str | None:
+    """Why no reply can be right by this reference and grader, in words for the data's owner; None where one can."""
+    chosen = auto_grader(reference) if grader == "auto" else grader
+    if not reference.strip():
+        return "correct_answer is blank"
+    if chosen == "numeric" and reference_number(reference[-LONGEST:]) is None:
+        return "correct_answer holds no number, which grader numeric compares"
+    if chosen == "choice" and chosen_letter(reference[-LONGEST:]) is None:
+        return "correct_answer names no one letter A to E, which grader choice compares"
+    return None
 
 
 def grade_lines(file: str, grader: GraderName) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -268,10 +284,12 @@ _OPTION = re.compile(r"[*_]*\(?[A-E](?:[).:][*_]*(?:\s+\S|$)|$)")
 _ARTICLE = re.compile(r"\s+(?!because|since|as|is|and|or|in|for|which|\()[a-z]", re.ASCII)
 _LATER = re.compile(
     r"""\((?P<bracketed>[A-Ea-e])\)
-    | \b(?i:option|choice|choose|pick|select|go\ with|letter|so|therefore|thus|hence|it\ is|it's)\b[,:]?
-      (?:\s+(?:here\s+)?is)?
+    | \b(?i:option|choice|choose|pick|select|go\ with|letter|so|therefore|thus|hence|it(?:'s|\ is|\ should\ be))\b
+      [,:]?(?:\s+(?:here\s+)?is)?
       \s+(?:it(?:'s|\ is|\ must\ be)\s+|the\ (?:\w+\ )?(?:answer|choice|option)\ is\s+)?
       [*_(\["']*(?P<cued>[A-E])(?![\w'’])
+    | (?:^|[.,;:!]\s|\b(?i:think|believe|that|so|but|option|choice|answer)\s)[*_(]*(?P<right>[A-E])
+      (?=[*_)]*\s+is\s+(?:(?:the|a)\s+)?(?:correct|right|best|answer|good\s+(?:choice|answer|option))\b)
     | (?P<korean>[A-E])(?=\s?(?:번|이다|입니다|이|가|를|을|라고)(?![A-Za-z]))""",
     re.VERBOSE,
 )
@@ -279,6 +297,7 @@ _DENIED_LETTER = re.compile(
     r"\W*(?:(?:is|are|was)\s+(?:not|wrong|incorrect|false)|isn't|번?[은는이가]?\s?(?:아니|아닙|틀))"
 )
 _ANOTHER = re.compile(r"(?<![A-Za-z0-9'])([A-E])(?![A-Za-z0-9'])")
+_AGAIN = re.compile(r"\W*(?:(?:no|wait|actually|rather)\b\W*)*", re.IGNORECASE)
 _JOINT = re.compile(
     r"[\s)\]*_]*(?:[,/&;(]|\bor\b|\band\b|또는|혹은|아니면|이나|나|와|과)?\s*(?:or\b)?\s*(?:maybe|perhaps|also)?[\s(\[*_]*"
 )
@@ -292,26 +311,24 @@ def _choice(reply: str, reference: str) -> Grade:
 
 def chosen_letter(reply: str) -> str | None:
     """The one letter a reply commits to; None where it commits to none or to several."""
-    final = final_answer(reply.translate(_CIRCLED))
+    final = final_answer(unicodedata.normalize("NFKC", reply.translate(_CIRCLED)))
     text = _unlatexed(final.text).strip()
     if not final.marked:
         lines = [line for line in text.split("\n") if line.strip()]
         text = lines[-1].strip() if lines else ""
         if len(lines) > 1 and _OPTION.match(text) and _OPTION.match(lines[-2].strip()):
             return None  # a list of the options
-    if text.endswith(("?", "？")):
+    if text.endswith("?"):
         return None
+    named = list(_ANOTHER.finditer(text))
+    if taken := [m.end() for m in RETRACTED.finditer(text) if named and m.end() <= named[-1].start()]:
+        text = _AGAIN.sub("", text[taken[-1] :], count=1)  # `A. Wait, no, B.`
     match = _LEADING.match(text)
     alone = match is not None and not text[match.end() :].strip(" .*_`)\"'!$")
     goes_on = text[match.end("letter") :].lstrip("*_") if match else ""
-    if (
-        match
-        and not alone
-        and not final.marked
-        and not re.match(r"[)\].:]|\s+is\s+(?:the\s+)?(?:correct|right|best|answer)", goes_on)
-    ):
+    if match and not alone and not final.marked and not re.match(r"[)\].:]", goes_on):
         match = None  # without a marker, a line that begins with a letter and goes on is prose
-    if match and match["letter"] in "Aa" and not alone and _ARTICLE.match(text, match.end()):
+    if match and match["letter"] in "Aa" and not alone and _ARTICLE.match(goes_on):
         match = None
     if match and match["letter"].islower() and not alone and not re.match(r"\W", text[match.end("letter") :]):
         match = None
@@ -322,10 +339,11 @@ def chosen_letter(reply: str) -> str | None:
     if match:
         return None if _several(text, match["letter"].upper(), match.end("letter")) else match["letter"].upper()
     stated = [m for m in _LATER.finditer(text) if not _letter_denied(text, m)]
-    if not stated:
+    stated = [m for m in stated if m["right"]] or stated
+    if not stated or len({m["right"] for m in stated}) > 1:
         return None
     last = stated[-1]
-    letter = (last["bracketed"] or last["cued"] or last["korean"]).upper()
+    letter = (last["bracketed"] or last["cued"] or last["right"] or last["korean"]).upper()
     at = last.start() + max(last.group().upper().rfind(letter), 0)
     before = [m for m in _ANOTHER.finditer(text, 0, at) if m[1] != letter and _JOINT.fullmatch(text[m.end(1) : at])]
     return None if before or _several(text, letter, at + 1) else letter
@@ -333,7 +351,9 @@ def chosen_letter(reply: str) -> str | None:
 
 def _letter_denied(text: str, match: re.Match[str]) -> bool:
     before, after = text[max(match.start() - 20, 0) : match.end()], text[match.end() :]
-    denied = re.search(r"(?:\bnot|n't|neither|nor|rule out|eliminate)\s+(?:\w+\s+)?[(*_\w]*\W*$", before, re.IGNORECASE)
+    denied = re.search(
+        r"(?:\bnot|n't|neither|nor|rule out|eliminate|\bif|whether|doubt)\s+(?:\w+\s+){0,2}[(*_\w]*\W*$", before, re.I
+    )
     return bool(denied or _DENIED_LETTER.match(after))
 
 
@@ -342,15 +362,20 @@ def _several(text: str, letter: str, end: int) -> bool:
     other = _ANOTHER.search(text, end)
     if re.match(r"[)\]*_]*\s*(?:번\s?)?(?:이?나|와|과|또는|혹은|아니면)\s*[(]?[A-E]", text[end:]):
         return True
-    return other is not None and other[1] != letter and _JOINT.fullmatch(text[end : other.start(1)]) is not None
+    if other is None or other[1] == letter or not _JOINT.fullmatch(text, end, other.start(1)):
+        return False
+    joined = text[end : other.start(1)].strip(" \n()[]*_")
+    return bool(joined) or not re.match(r"\.?\s\w\w", text[other.end() :])  # `(B) (C)`, not `B) A dog`
 
 
 # --- math --------------------------------------------------------------------------------------------------------
 
 _SPAN = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$(.+?)(?<!\\)\$", re.DOTALL)
 _LITERAL = re.compile(r"\\[lcvd]?dots\b|\.\.\.|\d\s*_\{?\d")  # 1, 2, ..., n and 52_8: math-verify reads only a part
+_UNDONE = re.compile(r"[\s\d.,+\-*/^÷(){}$]*[\d}][\s)$]*[-+*÷][\s\d.,+\-*/^÷(){}$]*[A-Za-z가-힣° ]*")  # 9 + 9 cm
 _OR = re.compile(
-    r"\s*(?:\\text\s*\{\s*(?:or|and|,?\s*or)\s*\}|,?\s*\b(?:or|and|maybe|possibly|perhaps)\b(?:\s+(?:possibly|perhaps|maybe))?|또는|혹은|아니면|그리고)\s*"
+    r"\s*(?:,\s*)?(?:\\text\s*\{\s*(?:,\s*)?(?:or|and)\s*\}|\b(?:or|and|maybe|possibly|perhaps)\b"
+    r"(?:\s+(?:possibly|perhaps|maybe))?|또는|혹은|아니면|그리고)\s*"
 )
 
 
@@ -364,6 +389,8 @@ def _math(reply: str, reference: str) -> Grade:
     members = [parse_number(part) for part in answer.split("=")]
     if len(members) > 1 and None not in members and len({m.value for m in members if m}) > 1:
         return Grade(False, 0.0, answer)  # 20 = 18
+    if parse_number(truth.split("=")[-1]) and not any(members) and _UNDONE.fullmatch(plain(answer.split("=")[-1])):
+        return Grade(False, similarity(answer, truth), answer)
     same = "".join(answer.split()) == "".join(truth.split())
     if same or (not _LITERAL.search(answer + truth) and _equal(truth, answer)):
         return Grade(True, 1.0, answer)
@@ -406,12 +433,12 @@ def _denied_span(text: str, span: re.Match[str]) -> bool:
 
 
 def _tidy(text: str) -> str:
-    text = text.strip().strip("$").strip().rstrip(".").strip("*").strip()
+    text = text.strip().strip("$").strip().rstrip(".").strip("*").strip()[:1000]
     if re.match(r"not\b", text, re.IGNORECASE):
         return ""
     text = re.sub(r"\\(?:mathrm|text|mathbf)\s*\{(\w)\}", r"\1", text).replace(r"\varnothing", r"\emptyset")
     text = re.sub(r"(?<=\d)_\{(\d+)\}", r"_\1", text)
-    return re.sub(r",\s*,", ",", _OR.sub(", ", text))[:1000]
+    return re.sub(r",\s*,", ",", _OR.sub(", ", text))
 
 
 _WORKER = MathWorker()

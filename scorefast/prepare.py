@@ -39,7 +39,7 @@ from scorefast.data import (
 from scorefast.metrics import wilson
 from scorefast.presets import COLUMNS, OPTIONAL
 from scorefast.recipe import Recipe, UserError
-from scorefast.reward import chosen_grader, grade_example
+from scorefast.reward import check_references, chosen_grader, grade_example
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -97,6 +97,8 @@ def prepare(
             for name in SPLITS:
                 _rewrite(work / f"{name}.parquet", fill)
         examples = _measured(work, sum(counts.values()))
+        for line in check_references(examples, recipe.reward.grader):
+            keep_note(line)
         lengths = token_lengths(examples, chat) if chat else {}
         room = limits(chat, recipe) if chat else {}
         manifest = {

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from scorefast.data import Example
-from scorefast.grading import Grade, auto_grader, grade
+from scorefast.grading import Grade, auto_grader, grade, unusable_reference
 from scorefast.recipe import GraderName, OriginReward, UserError
 
 # TRL's signature: completions (and prompts) as lists of chat messages, every column as a keyword list; one float each.
@@ -21,6 +22,14 @@ def chosen_grader(example: Example, grader: GraderName) -> GraderName:
     """The row's own grader, else `grader`; where that is auto, the one that fits the reference."""
     own = example.grader or grader
     return auto_grader(example.correct_answer) if own == "auto" else own
+
+
+def check_references(examples: Iterable[Example], grader: GraderName) -> list[str]:
+    """One line for each reason why no reply can be right by some rows' reference and grader."""
+    rows = list(examples)
+    reasons = Counter(unusable_reference(e.correct_answer, e.grader or grader) for e in rows)
+    reasons.pop(None, None)
+    return [f"{n} of {len(rows)} rows can never be graded right: {reason}" for reason, n in reasons.items()]
 
 
 def grade_example(reply: str, example: Example, grader: GraderName) -> Grade:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from scorefast import grading
 from scorefast.answers import final_number, parse_number
-from scorefast.grading import GRADERS, auto_grader, grade, without_question
+from scorefast.grading import GRADERS, auto_grader, grade, unusable_reference, without_question
 from scorefast.math_worker import MathWorker
 from tests.conftest import REPOSITORY, scorefast
 
@@ -242,6 +242,244 @@ def test_repeating_the_question_is_no_answer():
     assert grade("Canberra", "Canberra", "exact", "Which city is the capital?\nMelbourne\nCanberra\nSydney").correct
 
 
+# --- classes of replies, each with its near neighbours ------------------------------------------------------------
+
+
+def verdicts(grader, reference, right=(), wrong=()):
+    return [(grader, text, reference, verdict) for texts, verdict in ((right, True), (wrong, False)) for text in texts]
+
+
+SUMS_WITH_UNITS = [
+    *verdicts(
+        "numeric",
+        "12",
+        right=[
+            *("Answer: 5 apples + 7 apples = 12", "Answer:\n5 apples + 7 apples = 12 apples", "Answer: 3*4=12"),
+            *("Answer: 5 apples plus 7 apples is 12 apples.", "Answer: 3 boxes * 4 apples = 12 apples"),
+            *(
+                "Answer: 3 boxes of 4 apples is 12 apples.",
+                "Answer: 3 times 4 equals 12",
+                "The answer is 3 times 4 = 12.",
+            ),
+            *("The answer is 5 apples + 7 apples = 12 apples.", "The answer is 60 minutes / 5 minutes = 12."),
+            *("정답은 5개 + 7개 = 12개입니다.", "정답: 5개 + 7개 = 12개", "Answer: 6 eggs * $2/egg = $12"),
+            *("Answer: 6+6 => 12", "6 + 6 → 12", r"$6+6 \Rightarrow 12$", "Answer: $36 \\div 3 = 12$"),
+            *("Answer: 12, since 5 apples + 7 apples = 12 and 7 - 5 = 2", "The answer is 12 of the 20 apples."),
+            *("The answer is 12 because 12 is even and 5 + 2 = 7", "The answer is 12 apples = 1 dozen."),
+            *("Answer: 12 dollars is the price for 3 apples", "The answer is 12 boxes of 4 apples."),
+        ],
+        wrong=[
+            *("Answer: 12 apples + 7 apples = 19 apples", "Answer: 5 apples + 12 apples", "12 apples + 5 apples"),
+            *(
+                "The answer is 12 apples + 5 apples.",
+                "The answer is 3 boxes times 12 apples",
+                "정답: 12개 + 7개 = 19개",
+            ),
+            *("Answer: 12 apples at $2 each = $24.", "Answer: 5 apples + 7 apples is not 12", "Answer: 5 + 7 = 12?"),
+            *("Answer: 5 apples + 7 apples = 12 apples or 13 apples", "Answer: 5 + 2 = 7 + 12", "x => 12"),
+        ],
+    ),
+    *verdicts("numeric", "24", right=["Answer: 12 apples at $2 each = $24."]),
+    *verdicts(
+        "numeric",
+        "18",
+        right=[
+            *("A: 16 - 3 - 4 = 9 eggs. 9 * 2 = 18 dollars.", "A: 16 eggs minus 7 eggs = 9 eggs; 9 eggs at $2 = $18."),
+            *(
+                "Answer: 9*2 = 18. I checked it 2 times.",
+                "Answer: 9 * 2 = 18\n\nCheck: 18 / 2 = 9",
+                "A: 18 eggs. 2 * 2 = 4.",
+            ),
+        ],
+    ),
+]
+
+HEADINGS = [
+    *verdicts(
+        "numeric",
+        "12",
+        right=[
+            *("#### Step 1: add\n5 + 7 = 12\n\nSo there are 12 apples.", "#### 3. Total\nThe total is 12."),
+            *("#### 2. Final Calculation\n5 + 7 = 12 apples", "#### Conclusion\nShe has 12 apples."),
+            *("#### Solution\n5 + 7 = 12", "#### 12", "5 + 7\n#### $12\n\n", "#### 12 apples", "####12", "#### x = 12"),
+            *(
+                "#### 12\nI hope this helps in 2 ways.",
+                "#### 12 apples.\n3 steps",
+                "#### **12**\n\nLet me check: 12 - 5 = 7",
+            ),
+            *("#### 12 and that took 2 steps", "#### Final Answer\n12", "#### Answer: 12\nWe used 3 steps."),
+        ],
+        wrong=["#### 13\n12", "#### $11\n\nIt could be 12.", "#### 12 apples\n\n#### 13 apples"],
+    ),
+    *verdicts(
+        "numeric",
+        "1",
+        wrong=["#### Step 1: add\n5 + 7 = 12\n\nSo there are 12 apples left.", "#### 1. Total\nThe total is 12."],
+    ),
+    *verdicts("numeric", "3/4", right=["#### 3/4", r"#### $\frac{3}{4}$" + "\nThat took 2 steps."]),
+    *verdicts("choice", "B", right=["#### B", "#### (B)\nBecause A is wrong."], wrong=["#### A\nB"]),
+    *verdicts("exact", "Paris", right=["The capital:\n#### Paris", "#### Conclusion\nParis"], wrong=["#### Lyon"]),
+]
+
+BOUNDS = [
+    *verdicts(
+        "numeric",
+        "12",
+        right=[
+            *(
+                "the minimum is 12",
+                "The maximum value is 12",
+                "최댓값은 12",
+                "최대공약수 12",
+                "최소 비용은 12달러입니다",
+            ),
+            *("Minimum: 12", "Max = 12", "x = 12 is the maximum", "It takes 12 min.", "12 apples, the minimum"),
+            *("The answer is 12, at most 3 of them red.", "5 + 7\n= 12", "12명에게 넘겨주었다", r"\left(12\right)"),
+            "The answer is 12 apples and at least 3 of them are red.",
+        ],
+        wrong=[
+            *("12 at most", "12 at least", "12 apples at most", "12 minimum", "12 max", "The answer is 12 at most."),
+            *(
+                "12+",
+                "The answer is 12+.",
+                r"\boxed{12+}",
+                r"\boxed{\ge 12}",
+                r"$x \leq 12$",
+                "at minimum 12",
+                "max 12",
+            ),
+            *(
+                "최소 12개",
+                "최대 12개",
+                "적어도 12개",
+                "정답은 최소 12개입니다",
+                "12개를 넘습니다",
+                "12개를 넘지 않는다",
+            ),
+            *("12가 정답이 아니다", "12개가 정답이 아닙니다", "12는 답이 아니다", "12달러만이 아니다"),
+        ],
+    ),
+]
+
+LETTERS = [
+    *verdicts(
+        "choice",
+        "B",
+        right=[
+            *("The answer is A. Wait, no, B.", "The answer is A. Wait, it should be B.", "A. Wait, no. B.", "Ｂ"),
+            *("The answer is A. Correction: B.", "Answer: A. Hmm, actually B.", "정답은 A입니다. 아니, B입니다."),
+            *("The correct answer is **B) A dog**.", "B) A dog", "B) E. coli", "The answer is B (A dog).", "B. A dog"),
+            *(
+                "I think B is the best choice because a dog is a mammal.",
+                "B is a good choice.",
+                "A is wrong. B is right.",
+            ),
+            "A is wrong, B is right.",
+        ],
+        wrong=[
+            *("The answer is B. Wait, no, A.", "B. Wait, no. A.", "I doubt B is right.", "If B is right, we are lost."),
+            *(
+                "I don't think that B is right.",
+                "Plan B is a good choice.",
+                "B is a vitamin.",
+                "B is wrong. A is right.",
+            ),
+            *("B C", "B) A)", "(B) (C)", "B or A dog", "Neither A nor B is right.", "A is right. B is right."),
+        ],
+    ),
+    *verdicts(
+        "choice",
+        "A",
+        right=[
+            *("The answer is A) a dog.", "A) a dog", "I think A is the best choice because a dog is a mammal."),
+            *("The answer is A because a dog barks.", "The answer is A. No other option fits, so A."),
+        ],
+        wrong=["The answer is a dog.", "A dog", "A. Wait, no. B.", "The answer is **a** dog.", "A good choice is B."],
+    ),
+]
+
+INITIALS = [
+    *verdicts(
+        "exact",
+        "J. K. Rowling",
+        right=["The answer is J. K. Rowling", "The answer is J. K. Rowling. She wrote it.", "정답: J. K. Rowling"],
+    ),
+    *verdicts("exact", "J. R. R. Tolkien", right=["The answer is J. R. R. Tolkien."]),
+    *verdicts("exact", "U.S. Steel", right=["The answer is U.S. Steel", "The answer is **U.S. Steel**."]),
+    *verdicts("exact", "J", wrong=["The answer is J. K. Rowling"]),
+    *verdicts(
+        "exact", "Vitamin C", right=["The answer is Vitamin C. It is in fruit.", "The answer is Vitamin C.\nYes"]
+    ),
+    *verdicts("choice", "B", right=["The answer is B. It is right.", "The answer is B. Paris."]),
+    *verdicts("contains", "Paris", wrong=["The answer is B. It is not in Paris."]),
+]
+
+UNDONE = [
+    *verdicts(
+        "math",
+        "18",
+        right=[r"\boxed{9+9=18}", "9 + 9 = 18", "36/2", r"\frac{36}{2}", r"\sqrt{324}", "x = 18", r"$1.8 \times 10^1$"],
+        wrong=[
+            "9 + 9",
+            r"\boxed{2\cdot 9}",
+            "The answer is 9+9.",
+            "x = 20 - 2",
+            r"36 \div 2",
+            r"\boxed{9 + 9\text{ cm}}",
+        ],
+    ),
+    *verdicts("math", "x = 5", right=["5"], wrong=[r"\boxed{2+3}", "x = 2+3"]),
+    *verdicts("math", r"2\sqrt{3}+1", right=[r"\boxed{1 + 2\sqrt3}"]),
+    *verdicts("math", r"\frac{1}{2}+\pi", right=[r"\boxed{\pi + 0.5}"]),
+    *verdicts("math", r"3\cdot 2^{10}", right=[r"\boxed{2^{10} \cdot 3}", "3072"]),
+    *verdicts("math", "x + 2", right=["$2 + x$"], wrong=["$2 + 2$"]),
+    *verdicts("math", "(1, 2)", right=[r"\boxed{(1, 2)}"], wrong=["(2, 1)"]),
+    *verdicts("math", "2 + 3", right=["5", "3 + 2"]),
+]
+
+OTHER_NUMBERS = [
+    *verdicts("numeric", "5000", right=[r"5\times10^3", r"The answer is $5\cdot10^{3}$."], wrong=[r"5\times10^2"]),
+    *verdicts(
+        "numeric",
+        "12",
+        right=[
+            *("12 apples (3 boxes of 4)", "She has **12** apples (3 boxes of 4 apples each).", "12개 (3상자에 4개씩)"),
+            *("12 apples (5 + 7 = 12)", "The answer is 13. Correction: 12."),
+        ],
+        wrong=[
+            *("12 (or 13)", "She has 12 apples (or 13 with 1 of Tom's)", "12 (3 + 4)", "20 apples (12 red, 8 green)"),
+            *("The answer is 12. Correction: 13.", "I have 5 (3 red) or 12 (4 blue)"),
+        ],
+    ),
+    *verdicts("numeric", "4", wrong=["12 apples (3 boxes of 4)"]),
+    *verdicts("numeric", "13", right=["The answer is 12. Correction: 13."]),
+]
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [SUMS_WITH_UNITS, HEADINGS, BOUNDS, LETTERS, INITIALS, UNDONE, OTHER_NUMBERS],
+    ids=["sums with units", "headings", "bounds", "letters", "initials", "sums left undone", "other numbers"],
+)
+def test_what_counts_and_what_does_not(cases):
+    assert [c for c in cases if grade(*c[1:3], c[0]).correct is not c[3]] == []
+
+
+@pytest.mark.parametrize(
+    ("grader", "usable", "unusable"),
+    [
+        ("numeric", ["18", "#### 18", "18 or 20 eggs", "½", "x = 5"], ["five", " ", "1/0", "B"]),
+        ("choice", ["B", "(b)", "②", "B) Paris", "The answer is C."], ["F", "5", "A or B", "Paris", ""]),
+        *((grader, ["five", "Paris", "x^2"], ["", " \n"]) for grader in ("exact", "contains", "math", "auto")),
+    ],
+)
+def test_a_reference_that_makes_every_reply_wrong_is_told(grader, usable, unusable):
+    assert [text for text in usable if unusable_reference(text, grader)] == []
+    reasons = [unusable_reference(text, grader) for text in unusable]
+    assert all(reason and reason.startswith("correct_answer ") for reason in reasons)
+    assert (grader in str(reasons[0])) is (grader in ("numeric", "choice"))
+
+
 # --- agreement ---------------------------------------------------------------------------------------------------
 
 
@@ -306,6 +544,12 @@ ADVERSARIAL = {
     "dollars": "$1" * 300_000,
     "questions": "1.?" * 100_000,
     "quotes": "The answer is " + "'" * 19_900 + " 18",
+    "headings": "#### 1 " * 2_800 + "\nx",
+    "initials": "The answer is " + "A. Bc " * 3_300,
+    "sums": "Answer: " + "1 apples + " * 1_800 + "= 5",
+    "parentheses": "1 (" * 3_000 + "1" + ")" * 3_000,
+    "space within": "1" + " " * 19_000 + ")",
+    "taken back": "A. Wait, no, " * 1_500 + "B",
 }
 
 

@@ -310,3 +310,13 @@ def test_the_way_from_gsm8k_to_score_data_in_the_readme(tmp_path):
     (row,) = list(csv.DictReader((tmp_path / "gsm8k.csv").open(encoding="utf-8")))[:1]
     assert set(row) == {"question", "original_answer", "correct_answer"}
     assert "<<" not in row["original_answer"] + row["correct_answer"]
+
+
+def test_references_that_no_reply_can_meet_are_said(tmp_path):
+    rows = [{"question": f"Fruit {i}?", "correct_answer": "plum" if i % 3 else "3 plums"} for i in range(30)]
+    recipe = load_recipe("tiny-cpu", ["reward.grader=numeric"])
+    done, _ = prepared(tmp_path, write(tmp_path, rows), recipe=recipe)
+    said = "20 of 30 rows can never be graded right: correct_answer holds no number, which grader numeric compares"
+    assert done.manifest["read_as"]["notes"] == [said]
+    auto = load_recipe("tiny-cpu", ["reward.grader=auto"])
+    assert not prepared(tmp_path, write(tmp_path, rows), "auto", auto)[0].manifest["read_as"]["notes"]
