@@ -149,14 +149,13 @@ def _write_gguf(checkpoint: Checkpoint, recipe: Recipe, chat: ChatFormat, folder
         [sys.executable, converter, merged, "--outfile", target, "--outtype", "bf16", "--model-name", name],
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         encoding="utf-8",
         errors="replace",
         check=False,
     )
     if done.returncode or not target.is_file():
-        said = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        said = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
         raise UserError(f"{converter}: failed (exit code {done.returncode}): {said[-1] if said else 'no word why'}")
     shutil.rmtree(merged)
     (folder / "Modelfile").write_text(modelfile(name, template, chat, recipe), encoding="utf-8")
