@@ -4,7 +4,7 @@
 
 Each case is two fresh processes: one plans, one takes a step. SmolLM2's weights are drawn anew, so that its replies
 are as long as they may be, which is what a plan is for; the embedded model's replies are short, and its process is
-nearly all there is.
+nearly all there is. MALLOC_MMAP_THRESHOLD_ is set, so that glibc gives back what is freed: by default it keeps much.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("smollm2", type=Path, help="folder of SmolLM2-135M-Instruct (benchmarks/smollm2.py makes it)")
     parser.add_argument("--only", default="", help="cases whose name contains this; writes no result")
     arguments = parser.parse_args()
-    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
     lines = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
