@@ -127,10 +127,12 @@ def prepare(
 
             fill = first_attempt_writer(settings, writer)
         folder = runs.claim_run(out, "data")
-        options: dict[str, Any] = {"against": against, "chat": chat, "fill": fill, "note": console.print}
+        note = console.print
         try:
-            with _byte_progress(console) as progress:
-                done = prepare_(source, settings, folder, **options, progress=progress)
+            with _byte_progress(console) as bar:
+                done = prepare_(
+                    source, settings, folder, against=against, chat=chat, fill=fill, note=note, progress=bar
+                )
         except KeyboardInterrupt:
             console.print("interrupted; nothing was written")
             raise

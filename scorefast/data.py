@@ -65,12 +65,12 @@ class Dropped(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Usable rows by column: the fields of Example, and of each row its split, `number_keys` and `Reading.place`."""
+    """Usable rows by column: the fields of Example, and of each row its split, `number_keys` and place."""
 
     columns: dict[str, Sequence[Any]]
     splits: np.ndarray  # (n,) positions in SPLITS
     keys: np.ndarray  # (n,) int64
-    places: np.ndarray  # (n,) int64
+    places: np.ndarray  # (n,) int64: the line, and above _LINES bits the position of its file in `Reading.files`
 
 
 @dataclass(frozen=True)

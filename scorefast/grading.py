@@ -99,13 +99,13 @@ def without_question(reply: str, question: str) -> str:
 
 
 def unusable_reference(reference: str, grader: GraderName) -> str | None:
-    """Why no reply can be right by this reference and grader, in words for the data's owner; None where one can."""
-    chosen = auto_grader(reference) if grader == "auto" else grader
+    """Why no reply can be right by this reference and grader, in words for the data's owner; None where one can (auto
+    takes a grader that fits)."""
     if not reference.strip():
         return "correct_answer is blank"
-    if chosen == "numeric" and reference_number(reference[-LONGEST:]) is None:
+    if grader == "numeric" and reference_number(reference[-LONGEST:]) is None:
         return "correct_answer holds no number, which grader numeric compares"
-    if chosen == "choice" and chosen_letter(reference[-LONGEST:]) is None:
+    if grader == "choice" and chosen_letter(reference[-LONGEST:]) is None:
         return "correct_answer names no one letter A to E, which grader choice compares"
     return None
 

@@ -25,6 +25,7 @@ from scorefast.objective import is_on_policy
 from scorefast.recipe import Recipe, Stage1, Stage2
 
 CUDA_CONTEXT = 500 << 20  # driver and libraries: assumed, not measured
+# Bytes of state a trained number; optimizers that are not here are planned as AdamW, with 8.
 OPTIMIZER_BYTES = {
     "adamw_8bit": 2,
     "adamw_bnb_8bit": 2,
@@ -125,9 +126,9 @@ def memory_here() -> tuple[str, int, int]:
     return "this machine's free memory", psutil.virtual_memory().available + held, held
 
 
-def _frozen_bytes(model: nn.Module, four_bit: bool) -> tuple[int, int]:
+def _frozen_bytes(model: Any, four_bit: bool) -> tuple[int, int]:
     """(of the frozen weights, of the largest one spread out of 4 bit)."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = model.get_output_embeddings()
     packed = {
         id(m.weight): m.weight.numel()
         for m in model.modules()

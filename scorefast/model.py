@@ -126,9 +126,7 @@ def load_policy(recipe: Recipe, checkpoint: Checkpoint | None = None, *, trainab
     frozen = None
     if trainable and settings.tuning == "full":
         frozen = _load_base(settings, backend, model_path(settings.name)).requires_grad_(False)
-        model.requires_grad_(True)
-        model.get_output_embeddings().weight.requires_grad_(False)
-        model.get_input_embeddings().weight.requires_grad_(False)
+        _train_all_but_embeddings(model)
     else:
         model.requires_grad_(False)
         if checkpoint is not None and checkpoint.is_adapter:
@@ -153,18 +151,18 @@ def load_merged(recipe: Recipe, checkpoint: Checkpoint) -> Any:
     the caller's cast rounds once. Added in 16 bit, BA would be rounded before the sum, and a float32 base too; added
     to 4-bit weights, the sum would be quantized again, at steps far larger than most of BA.
     """
-    from transformers import AutoConfig
-
     source = model_path(recipe.model.name) if checkpoint.is_adapter else str(checkpoint.path)
     settings = recipe.model.model_copy(update={"load_in_4bit": False, "dtype": "float32"})
-    try:
-        stored = getattr(AutoConfig.from_pretrained(source), "quantization_config", None)
-    except (OSError, ValueError):
-        stored = None  # what is wrong with it, loading says
-    if stored is not None:
+    if getattr(load_config(source), "quantization_config", None) is not None:
         raise UserError(f"model {source}: its weights are quantized; name the 16-bit original in {RECIPE}'s model.name")
     model = _load_base(settings, "transformers", source)
     return _add_saved_adapter(model, checkpoint.path, False).merge_and_unload() if checkpoint.is_adapter else model
+
+
+def _train_all_but_embeddings(model: Any) -> None:
+    model.requires_grad_(True)
+    model.get_output_embeddings().weight.requires_grad_(False)
+    model.get_input_embeddings().weight.requires_grad_(False)
 
 
 def _add_saved_adapter(model: Any, folder: Path, trainable: bool) -> Any:
@@ -238,13 +236,12 @@ def shape_of_policy(recipe: Recipe, fake: Any) -> Any:
     eager = {"attn_implementation": "eager"} if _caps_attention(config) else {}
     with torch.device("meta"):  # PEFT moves what it adds, which fake tensors do not allow
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, settings.dtype), **eager)
-        model.requires_grad_(settings.tuning == "full")
+        model.requires_grad_(False)
         _return_hidden_on_request(model)
-        if settings.tuning == "lora":
-            model = _add_lora(model, settings, "transformers", recipe.seed)
+        if settings.tuning == "full":
+            _train_all_but_embeddings(model)
         else:
-            model.get_output_embeddings().weight.requires_grad_(False)
-            model.get_input_embeddings().weight.requires_grad_(False)
+            model = _add_lora(model, settings, "transformers", recipe.seed)
     made: dict[int, Tensor] = {}  # a tied weight stays one
     with fake:
         for module in model.modules():
