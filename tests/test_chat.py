@@ -45,6 +45,14 @@ class Terminal:
         seen, self.text = self.text.split(what, 1)
         return seen + what
 
+    def interrupt_until(self, what: str) -> None:
+        """Ctrl-C, again and again: the line editor loses one sent after it wrote its prompt and before it listens."""
+        for _ in range(60):
+            self.process.send_signal(signal.SIGINT)
+            if select.select([self.master], [], [], 1)[0]:
+                break
+        self.wait_for(what)
+
     def type(self, line: str) -> None:
         os.write(self.master, line.encode())
 
@@ -71,8 +79,7 @@ def test_a_conversation(trained, tmp_path):
     terminal.type("/again\n")
     terminal.wait_for("ask a question first")
     terminal.wait_for("you> ")
-    terminal.process.send_signal(signal.SIGINT)  # Ctrl-C at the prompt does not end the conversation
-    terminal.wait_for("you> ")
+    terminal.interrupt_until("you> ")  # Ctrl-C at the prompt does not end the conversation
     while terminal.process.poll() is None:  # Ctrl-D does; one typed before the line editor listens is lost
         terminal.type("\x04")
         time.sleep(0.1)
