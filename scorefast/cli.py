@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -17,7 +18,7 @@ import typer
 from rich.console import Console
 
 from scorefast import __version__
-from scorefast.recipe import GraderName, Recipe, UserError, dump_recipe, load_recipe
+from scorefast.recipe import GraderName, Recipe, RunError, UserError, dump_recipe, load_recipe
 
 app = typer.Typer(
     help="Teach a language model to correct itself (SCoRe, arXiv 2409.12917), on one consumer GPU or none.",
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 SOURCES = "CSV, TSV, JSON, JSONL or Parquet file (also .gz, .zst), a folder of them, or hub:owner/name"
 DataOption = Annotated[str, typer.Option("--data", help=f"{SOURCES}; or a folder made by `prepare`.")]
 ColumnsOption = Annotated[
@@ -45,7 +47,10 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a r
 OutOption = Annotated[Path | None, typer.Option("--out", help="Folder to make; default: a new one under runs/.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Overrides the recipe's seed.")]
 FromOption = Annotated[str | None, typer.Option("--from", help="Checkpoint to start from; default: the base model.")]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")]
+ResumeOption = Annotated[
+    bool,
+    typer.Option("--resume", help="Continue the run in --out after its last checkpoint, or begin it."),
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and plan; load no model.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")]
 
@@ -56,9 +61,15 @@ def main() -> NoReturn:
         app()
     except UserError as error:
         _fail(str(error), 2)
+    except RunError as error:
+        _fail(str(error), 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        _fail(f"{error.filename or 'the disk'}: {error.strerror}", 1)
     sys.exit(0)
 
 
@@ -234,23 +245,21 @@ def _stage(
     from scorefast.prepare import DROPPED, write_dropped
 
     console = _console(quiet)
-    if not resume and _rank() == 0:
+    if resume and out is None:
+        raise UserError("--resume: name the run to continue with --out")
+    begun = out if resume and out is not None and runs.has_begun(out) else None
+    if begun is None and _rank() == 0:
         runs.require_free(out)
     start = runs.open_checkpoint(from_) if from_ else None
-    origin = str(start.path.resolve()) if start else None
     facts = {
         "stage": section,
         "data_sha256": content_sha256(data),
-        "from": origin,
+        "from": str(start.path.resolve()) if start else None,
         "data": data,
         "version": __version__,
     }
-    if resume:
-        if out is None:
-            raise UserError("--resume: name the run to continue with --out")
-        if recipe != "auto" or set_ or seed is not None:
-            raise UserError("--resume continues with the run's own recipe: give no flag but --data, --from and --out")
-        settings = runs.reopen_run(out, facts)
+    if begun is not None:
+        settings = _resumed_recipe(begun, facts, recipe, set_, seed, console)
     else:
         settings = _recipe(recipe, set_, seed, console, start)
     if start is not None:
@@ -284,27 +293,51 @@ def _stage(
             print_memory(console, plan_stage(section, settings, dataset), where, room)
             return
         check_lengths(section, settings, dataset)
-        if not resume and _rank() == 0:
+        if begun is None and _rank() == 0:
             out = runs.claim_run(out, section)
-            chosen = {"backend": resolve_backend(settings.model), "loss": resolve_loss(settings)}
-            runs.start_run(out, settings, facts | chosen)
-            if dataset.dropped_rows:
-                write_dropped(dataset.dropped_rows, out / DROPPED)
         if out is None:
             raise UserError("several processes: name the run's folder with --out")
-        try:
-            run_stage(StageRun(section, settings, dataset, start, out), console, resume=resume)
-        except Interrupted as stop:
-            begun = ["scorefast", section, "--data", data, *(["--from", from_] if from_ else []), "--out", str(out)]
-            again = shlex.join([*begun, "--resume"])
-            console.print(f"interrupted, saved. Continue with: {again}", soft_wrap=True)
-            raise typer.Exit(128 + stop.signum) from None
-        except UserError:
-            if not resume and _rank() == 0:
-                runs.abandon_run(out)
-            raise
+        with runs.own_run(out) if _rank() == 0 else contextlib.nullcontext():
+            if _rank() == 0:
+                if begun is None:
+                    runs.require_free(out)  # once more: now nobody else can take it
+                chosen = {"backend": resolve_backend(settings.model), "loss": resolve_loss(settings)}
+                runs.start_run(out, settings, facts | chosen)
+                if dataset.dropped_rows:
+                    write_dropped(dataset.dropped_rows, out / DROPPED)
+            try:
+                run_stage(StageRun(section, settings, dataset, start, out), console, resume=begun is not None)
+            except Interrupted as stop:
+                given = ["scorefast", section, "--data", data, *(["--from", from_] if from_ else []), "--out", str(out)]
+                last, _ = runs.find_last(out)
+                kept = f"{last} is saved" if last else "no step was finished"
+                again = shlex.join([*given, "--resume"])
+                console.print(f"interrupted: {kept}. Continue with: {again}", soft_wrap=True)
+                raise typer.Exit(128 + stop.signum) from None
+            except UserError:
+                if begun is None and _rank() == 0:
+                    runs.abandon_run(out)
+                raise
     if _rank() == 0:
         print(out)
+
+
+def _resumed_recipe(
+    run: Path, facts: dict[str, Any], recipe: str, set_: list[str], seed: int | None, console: Console
+) -> Recipe:
+    """The run's own recipe, or what the flags make of it where nothing changes that must not."""
+    from scorefast import runs
+
+    began = runs.reopen_run(run, facts)
+    overrides = [*set_, *([f"seed={seed}"] if seed is not None else [])]
+    if recipe == "auto":
+        wanted = load_recipe(str(run / runs.RECIPE), overrides)
+        console.print(f"recipe: that of {run}")
+    else:
+        wanted = load_recipe(recipe, overrides)
+    for key, (before, after) in runs.changes_allowed(run, facts["stage"], began, wanted).items():
+        console.print(f"{key}: {before!r} so far, {after!r} from here on", soft_wrap=True)
+    return wanted
 
 
 def _print_plan(console: Console, settings: Recipe, plan: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -330,23 +330,30 @@ def generate(
     temperature: float,
     batch_size: int,
     streamer: Any = None,
+    on_token: Callable[[], None] | None = None,
 ) -> list[list[int]]:
     """New token ids for each prompt, up to and including the closing token. temperature 0 is greedy.
 
     Samples come from the whole softmax of logits / temperature (no top-k, no top-p), which is what the loss scores.
-    A streamer (transformers.BaseStreamer) needs batch_size 1.
+    A streamer (transformers.BaseStreamer) needs batch_size 1. on_token is called after each token of a batch; what it
+    raises ends the generation.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     replies: dict[int, list[int]] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        new = _generate_batch(policy, [prompts[i] for i in chosen], max_new_tokens, temperature, streamer)
+        new = _generate_batch(policy, [prompts[i] for i in chosen], max_new_tokens, temperature, streamer, on_token)
         replies.update(zip(chosen, new, strict=True))
     return [replies[i] for i in range(len(prompts))]
 
 
 def _generate_batch(
-    policy: Policy, prompts: list[list[int]], max_new_tokens: int, temperature: float, streamer: Any
+    policy: Policy,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    temperature: float,
+    streamer: Any,
+    on_token: Callable[[], None] | None,
 ) -> list[list[int]]:
     pad, ends = policy.tokenizer.pad_token_id, policy.chat.end_tokens
     width = max(len(p) for p in prompts)
@@ -359,8 +366,17 @@ def _generate_batch(
             attention_mask=attention_mask,
             generation_config=generation_config(pad, ends, max_new_tokens, temperature),
             streamer=streamer,
+            stopping_criteria=None if on_token is None else [_never_stopping(on_token)],
         )
     return [_until_end(row, ends) for row in output[:, width:].tolist()]
+
+
+def _never_stopping(on_token: Callable[[], None]) -> Callable[..., Tensor]:
+    def criterion(input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        on_token()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    return criterion
 
 
 def generation_config(pad: int, ends: set[int], max_new_tokens: int, temperature: float) -> Any:

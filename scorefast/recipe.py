@@ -30,6 +30,10 @@ class UserError(Exception):
     """Something the user can mend: printed as one line, exit code 2."""
 
 
+class RunError(Exception):
+    """A run that cannot go on, whose last checkpoint stands: printed as one line, exit code 1."""
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -127,6 +131,7 @@ class Stage(_Settings):
     save_total_limit: Positive = 2
     eval_steps: Positive = 10
     show_steps: Positive = 10
+    max_kl: Annotated[float, Field(gt=0.0)] = 5.0
 
 
 class Stage1(Stage):
@@ -232,6 +237,18 @@ def parse_recipe(tree: dict[str, Any], origin: str) -> Recipe:
 def dump_recipe(recipe: Recipe) -> str:
     """YAML that `load_recipe` reads back as the same recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """{"stage2.alpha": 10.0, ...}"""
+
+    def leaves(node: dict[str, Any], prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in node.items():
+            found |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        return found
+
+    return leaves(recipe.model_dump(mode="json"), "")
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

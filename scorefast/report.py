@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scorefast.metrics import Graded, Interval, Result, wilson
+from scorefast.monitor import what_to_turn
 
 if TYPE_CHECKING:
     from scorefast.memory import Plan
@@ -131,6 +132,20 @@ def draw_learning_curve(metrics: Sequence[dict[str, Any]], title: str, path: Pat
         axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def print_signs(console: Console, metrics: Sequence[dict[str, Any]], section: str) -> None:
+    """What went wrong in a run, and in which steps; nothing where nothing did."""
+    found: dict[str, list[int]] = {}
+    for line in metrics:
+        for name in line:
+            if name == "skipped" or name.startswith("warning_"):
+                found.setdefault(name.removeprefix("warning_"), []).append(line["step"])
+    table = Table("", "steps", "first", "last", "what to turn", title="Warnings of this run", title_justify="left")
+    for name, steps in found.items():
+        table.add_row(name, str(len(steps)), str(steps[0]), str(steps[-1]), what_to_turn(name, section))
+    if found:
+        console.print(table)
 
 
 # --- prepared data -----------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def rewards_of(
 ) -> list[float]:
     """What `function` gives each reply. prompts: the messages before each reply, user and assistant in turn.
 
-    Raises UserError where the function fails or returns anything but one finite number a reply, and names the row.
+    Raises UserError where the function fails or returns anything but one number a reply, and names the row.
     """
     try:
         return _called(function, examples, prompts, replies)
@@ -82,11 +82,16 @@ def rewards_of(
 
 
 def try_reward(function: RewardFunction, examples: Sequence[Example], correction: str) -> None:
-    """Call it as training will, on the first attempts and the correct answers of a few rows. Raises UserError."""
+    """Call it as training will, on the first attempts and the correct answers of a few rows.
+
+    Raises UserError, also where a reward is not finite (a step in training that meets one is skipped).
+    """
     few = list(examples[:4])
     for replies in ([e.original_answer or "" for e in few], [e.correct_answer for e in few]):
-        rewards_of(function, few, [[e.question] for e in few], replies)
-        rewards_of(function, few, [[e.question, e.original_answer or "", correction] for e in few], replies)
+        for turns in ([[e.question] for e in few], [[e.question, e.original_answer or "", correction] for e in few]):
+            for example, value in zip(few, rewards_of(function, few, turns, replies), strict=True):
+                if not math.isfinite(value):
+                    raise UserError(f"reward function: row {_row(example)}: returned {value}, which is not finite")
 
 
 def _called(
@@ -110,17 +115,14 @@ def _called(
     values = list(result)
     if len(values) != len(replies):
         raise ValueError(f"returned {len(values)} rewards for {len(replies)} completions")
-    return [_finite(value) for value in values]
+    return [_number(value) for value in values]
 
 
-def _finite(value: Any) -> float:
+def _number(value: Any) -> float:
     try:
-        number = float(value)  # NumPy's and torch's scalars too
+        return float(value)  # NumPy's and torch's scalars too
     except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"returned {value!r}, which is no finite number")
-    return number
+        raise ValueError(f"returned {value!r}, which is no number") from None
 
 
 def _row(example: Example) -> str:

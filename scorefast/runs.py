@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import operator
+import os
 import re
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scorefast.recipe import Recipe, UserError, dump_recipe, load_recipe, model_path
+from scorefast.durable import LOCK, SEAL, damage, owned, remove_folder, write_file
+from scorefast.recipe import Recipe, UserError, dump_recipe, flat, load_recipe, model_path
 
 # What must be the same from one run to the next that starts from it: how questions are split, asked and graded.
 TERMS = ("data.test_fraction", "data.validation_fraction", "prompt", "reward.grader")
-RECIPE, RUN, METRICS = "recipe.yaml", "run.json", "metrics.jsonl"
+# What may change where a run is resumed: how it is cut into pieces, watched and stored. Sampling in other batches and
+# other micro-batches change a run by rounding and by which samples are drawn, not in what it optimises.
+MAY_CHANGE = ("eval.", "loss.", "rollout.batch_size", "report_to")
+MAY_CHANGE_OF_A_STAGE = (
+    *("max_steps", "micro_batch_size", "save_steps", "save_total_limit", "eval_steps", "show_steps", "max_kl"),
+)
+RECIPE, RUN, METRICS, WORK = "recipe.yaml", "run.json", "metrics.jsonl", ".partial"
 
 
 @dataclass(frozen=True)
@@ -28,11 +40,16 @@ class Checkpoint:
 
 
 def open_checkpoint(text: str) -> Checkpoint:
-    """Raises UserError where the folder is no checkpoint, or a run that has none yet."""
+    """A folder that scorefast wrote must be whole, byte for byte; of another's only the form is looked at.
+
+    Raises UserError where the folder is no checkpoint, is damaged, or is a run that has none yet.
+    """
     path = Path(text)
     if not path.is_dir():
         raise UserError(f"{text}: no such checkpoint folder")
     recipe = load_recipe(str(path / RECIPE)) if (path / RECIPE).is_file() else None
+    if recipe is not None or (path / SEAL).exists():
+        _require_whole(path)
     name = f"{path.resolve().parent.name}/{path.name}" if path.name.startswith("checkpoint-") else path.resolve().name
     if (path / "adapter_config.json").is_file() and (path / "adapter_model.safetensors").is_file():
         _require_safetensors(path / "adapter_model.safetensors")
@@ -40,10 +57,18 @@ def open_checkpoint(text: str) -> Checkpoint:
         return Checkpoint(name, path, True, str(base), recipe)
     if (path / "config.json").is_file() and list(path.glob("model*.safetensors")):
         return Checkpoint(name, path, False, recipe.model.name if recipe else text, recipe)
-    last = last_trainer_checkpoint(path)
-    if last is not None:
-        raise UserError(f"{text}: this run has not finished; continue it with --resume, or use {last}")
     raise UserError(f"{text}: not a checkpoint (it has neither adapter_model.safetensors nor model.safetensors)")
+
+
+def _require_whole(path: Path) -> None:
+    wrong = damage(path)
+    if wrong is None:
+        return
+    if (path / RUN).is_file() and not (path / SEAL).exists():
+        last, _ = find_last(path)
+        other = f", or use {last}" if last else ""
+        raise UserError(f"{path}: this run has not finished; continue it with --resume{other}")
+    raise UserError(f"{path}: not a whole checkpoint: {wrong}")
 
 
 def require_same_terms(checkpoint: Checkpoint, recipe: Recipe) -> None:
@@ -80,27 +105,49 @@ def claim_run(out: Path | None, name: str) -> Path:
 
 def require_free(out: Path | None) -> None:
     """Raises UserError where `out` is taken."""
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out is not None and out.exists() and (not out.is_dir() or any(p.name != LOCK for p in out.iterdir())):
         raise UserError(f"{out}: already holds files; choose another --out, or continue a run of it with --resume")
 
 
+@contextlib.contextmanager
+def own_run(folder: Path) -> Iterator[None]:
+    """Be the only writer of `folder`. Raises UserError where another process is."""
+    try:
+        with owned(folder) as ours:
+            if not ours:
+                raise UserError(f"{folder}: another scorefast is writing into this run; wait for it, or stop it first")
+            yield
+    except PermissionError as error:
+        raise UserError(f"{folder}: cannot be written to: {error.strerror}") from None
+
+
 def start_run(folder: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
-    (folder / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
-    (folder / RUN).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write down what the run is; with run.json, the last file, it has begun."""
+    write_file(folder / RECIPE, dump_recipe(recipe))
+    write_file(folder / RUN, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether there is a run to resume. False for a folder that is new, empty, or was left before anything was in it.
+
+    Raises UserError where the folder holds something else.
+    """
+    if (folder / RUN).is_file() and (folder / RECIPE).is_file():
+        return True
+    left = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    if left - {RECIPE, LOCK, f".{RECIPE}.partial", f".{RUN}.partial"}:
+        raise UserError(f"{folder}: no run to resume here (it has no {RECIPE} and {RUN}), and it is not empty")
+    return False
 
 
 def abandon_run(folder: Path) -> None:
     """Remove a run that never began, so that the same command can be given again."""
-    if {path.name for path in folder.iterdir()} <= {RECIPE, RUN}:
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
+    if {path.name for path in folder.iterdir()} <= {RECIPE, RUN, LOCK}:
+        shutil.rmtree(folder)
 
 
 def reopen_run(folder: Path, facts: dict[str, Any]) -> Recipe:
-    """The recipe of a run to resume, if it is the same command on the same data. Raises UserError if it is not."""
-    if not (folder / RECIPE).is_file() or not (folder / RUN).is_file():
-        raise UserError(f"{folder}: no run to resume here (it has no {RECIPE} and {RUN})")
+    """The recipe of a run to resume, if it is the same stage on the same data. Raises UserError if it is not."""
     began = _read_json(folder / RUN)
     for key in ("stage", "data_sha256", "from"):
         if began.get(key) != facts[key]:
@@ -108,17 +155,80 @@ def reopen_run(folder: Path, facts: dict[str, Any]) -> Recipe:
     return load_recipe(str(folder / RECIPE))
 
 
-def last_trainer_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint-N whose trainer state was written (the Trainer writes it last)."""
+def changes_allowed(folder: Path, section: str, began: Recipe, wanted: Recipe) -> dict[str, tuple[Any, Any]]:
+    """{key: (value it began with, value wanted)}. Raises UserError naming a key that must not change in a run.
+
+    Keys of the other stage are of no account. Steps may be added where the learning rate does not depend on their
+    number.
+    """
+    ours, theirs = flat(began), flat(wanted)
+    other = "stage1." if section == "stage2" else "stage2."
+    changed = {k: (ours.get(k), theirs.get(k)) for k in ours | theirs if ours.get(k) != theirs.get(k)}
+    changed = {k: v for k, v in changed.items() if not k.startswith(other)}
+    may = (*MAY_CHANGE, *(f"{section}.{name}" for name in MAY_CHANGE_OF_A_STAGE))
+    for key, (before, after) in changed.items():
+        if not key.startswith(may):
+            raise UserError(
+                f"{folder}: began with {key} = {before!r}, not {after!r}: a resumed run keeps it; start another run "
+                f"in a new --out"
+            )
+    scheduler = ours[f"{section}.lr_scheduler"]
+    if f"{section}.max_steps" in changed and not scheduler.startswith("constant"):
+        raise UserError(
+            f"{folder}: {section}.max_steps cannot change, because lr_scheduler = {scheduler} depends on it"
+        )
+    return changed
+
+
+def find_last(run: Path) -> tuple[Path | None, list[str]]:
+    """(the newest whole checkpoint-N, a line for each newer one that is damaged). Found by looking at every byte."""
+    found = [p for p in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name) and p.is_dir()]
+    passed_over: list[str] = []
+    for path in sorted(found, key=step_of, reverse=True):
+        wrong = damage(path) or (None if (path / "trainer_state.json").is_file() else "it has no trainer_state.json")
+        if wrong is None:
+            return path, passed_over
+        passed_over.append(f"{path} is passed over: {wrong}")
+    return None, passed_over
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+def rotate(run: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints, and never the newest whole one."""
     found = [p for p in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    complete = [p for p in found if (p / "trainer_state.json").is_file()]
-    return max(complete, key=lambda p: int(p.name.split("-")[1]), default=None)
+    last, _ = find_last(run)
+    for path in sorted(found, key=step_of)[:-keep]:
+        if path != last:
+            remove_folder(path)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / METRICS
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have torn the last one
+
+
+def metrics_line(values: dict[str, Any]) -> str:
+    """Strict JSON: NaN and infinities, which it has not, are null."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def append_metrics(run: Path, lines: str) -> None:
+    """Add to metrics.jsonl and flush to the disk: all of `lines`, or an OSError and none. The file must be there: where
+    a disk is gone its mount point is not written to."""
+    with (run / METRICS).open("r+b", buffering=0) as file:
+        before, rest = file.seek(0, os.SEEK_END), lines.encode()
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def _require_safetensors(path: Path) -> None:

@@ -24,14 +24,15 @@ from scorefast.objective import is_on_policy
 from scorefast.prompts import ChatFormat
 from scorefast.recipe import Recipe, Stage1, Stage2, UserError
 from scorefast.reward import load_reward, try_reward
-from scorefast.runs import Checkpoint, last_trainer_checkpoint, read_metrics
-from scorefast.trainer import ScoreTrainer, micro_batch_size, samples_per_question, training_arguments
+from scorefast.runs import Checkpoint, find_last, read_metrics, step_of
+from scorefast.schedule import micro_batch_size, samples_per_question, training_arguments
+from scorefast.trainer import ScoreTrainer
 
 Section = Literal["stage1", "stage2"]
 
 
-class Interrupted(Exception):
-    """The run was asked to stop and has saved; `signum` says by what."""
+class Interrupted(BaseException):
+    """The run was asked to stop and has saved what it had; `signum` says by what."""
 
     def __init__(self, signum: int):
         self.signum = signum
@@ -133,43 +134,80 @@ def plan_stage(section: Section, recipe: Recipe, dataset: Dataset) -> memory.Pla
 
 
 def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
-    """Train, save into job.folder, draw curve.png; returns the folder. Raises Interrupted after a saving stop."""
+    """Train, save into job.folder, draw curve.png; returns the folder. job.folder is this process's own.
+
+    Raises Interrupted after a SIGINT or SIGTERM, with what was done saved, and RunError where the run cannot go on.
+    """
     recipe, stage = job.recipe, getattr(job.recipe, job.section)
     train, validation = job.dataset.split("train", "training"), job.dataset.splits["validation"]
     validation = validation[: recipe.eval.max_questions]
-    last = last_trainer_checkpoint(job.folder) if resume else None
+    last, passed_over = find_last(job.folder) if resume else (None, [])
+    for line in passed_over:
+        console.print(line, soft_wrap=True)
+    if last is not None and step_of(last) > stage.max_steps:
+        raise UserError(f"{last}: the run is already past {job.section}.max_steps = {stage.max_steps}")
     console.print(
         f"{job.section}: {recipe.model.name} on {resolve_backend(recipe.model)}, {resolve_loss(recipe)} loss, "
         f"{len(train)} training and {len(validation)} validation questions, {stage.max_steps} steps"
         + (f", resuming after {last.name}" if last else "")
     )
-    policy = load_policy(recipe, job.start, trainable=True)
-    progress, stop = ProgressLine(console, stage.max_steps), StopOnSignal()
+    with StopOnSignal() as stop:
+        policy = load_policy(recipe, job.start, trainable=True)
+        progress = ProgressLine(console, stage.max_steps)
 
-    def show(step: int, graded: list[Graded]) -> None:
-        if (step - 1) % stage.show_steps == 0:
-            progress.print(report.transcript(graded[0], f"sampled at step {step}"))
+        def show(step: int, graded: list[Graded]) -> None:
+            if (step - 1) % stage.show_steps == 0:
+                progress.print(report.transcript(graded[0], f"sampled at step {step}"))
 
-    trainer = ScoreTrainer(
-        policy, recipe, job.section, train, validation, job.folder, show=show, callbacks=[progress, stop]
-    )
-    trainer.args.eval_on_start = bool(validation) and last is None
-    with stop, progress.bar:
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
-    if stop.signum is not None and trainer.state.global_step < stage.max_steps:
-        raise Interrupted(stop.signum)
-    trainer.save_model(str(job.folder))
+        trainer = ScoreTrainer(
+            policy,
+            recipe,
+            job.section,
+            train,
+            validation,
+            job.folder,
+            show=show,
+            note=progress.print,
+            interrupt=stop.check,
+            callbacks=[progress, stop],
+        )
+        trainer.args.eval_on_start = bool(validation) and _validation_is_due(job.folder, last, stage)
+        with progress.bar:
+            stop.begin(trainer.args.world_size)
+            try:
+                trainer.train(resume_from_checkpoint=str(last) if last else None)
+            except StepDropped:
+                trainer.save_where_it_stands()
+                raise Interrupted(stop.signum or signal.SIGINT) from None
+        if stop.signum is not None and trainer.state.global_step < stage.max_steps:
+            raise Interrupted(stop.signum)
+        trainer.save_result()
     if trainer.is_world_process_zero():
-        title = f"{job.folder.name}: {job.section}"
-        report.draw_learning_curve(read_metrics(job.folder), title, job.folder / "curve.png")
+        metrics = read_metrics(job.folder)
+        report.print_signs(console, metrics, job.section)
+        report.draw_learning_curve(metrics, f"{job.folder.name}: {job.section}", job.folder / "curve.png")
     return job.folder
 
 
+def _validation_is_due(run: Path, last: Path | None, stage: Stage1 | Stage2) -> bool:
+    """Before the first step, and where a kill came between a step's checkpoint and its validation."""
+    if last is None:
+        return True
+    done = step_of(last)
+    return done % stage.eval_steps == 0 and not any(m["step"] == done and "eval_acc_t1" in m for m in read_metrics(run))
+
+
+class StepDropped(Exception):
+    """Raised between two micro-batches or two sampled tokens, where a step can be left without a trace."""
+
+
 class StopOnSignal(TrainerCallback):
-    """The first SIGINT or SIGTERM lets the step end, saves and stops; a second one leaves at once."""
+    """The first SIGINT or SIGTERM drops the step in the making, a second one leaves at once. Before training begins
+    there is nothing to save, and the first one leaves. With several processes the step is ended, as all must agree."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self.training = self.alone = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
@@ -181,13 +219,24 @@ class StopOnSignal(TrainerCallback):
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
+    def begin(self, processes: int) -> None:
+        self.training, self.alone = True, processes == 1
+
+    def check(self) -> None:
+        if self.signum is not None and self.alone:
+            raise StepDropped
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is not None:
-            raise KeyboardInterrupt
+        if self.signum is not None or not self.training:
+            raise Interrupted(signum)
         self.signum = signum
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.signum is not None:
+        stop = torch.tensor(self.signum or 0, device=args.device)
+        if not self.alone:
+            torch.distributed.all_reduce(stop, torch.distributed.ReduceOp.MAX)
+        if stop:
+            self.signum = int(stop)
             control.should_save = control.should_training_stop = True
 
 

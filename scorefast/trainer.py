@@ -2,74 +2,71 @@
 
 from __future__ import annotations
 
-import json
+import math
+import random
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from rapidfuzz.distance import Levenshtein
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from scorefast import evaluate, objective, rollout
+from scorefast import evaluate, monitor, objective, rollout
 from scorefast.data import Example
+from scorefast.durable import remove_folder, write_file, written_whole
 from scorefast.grading import Grade
 from scorefast.kernels import ScoreStats, score_loss
 from scorefast.metrics import Graded, rates
 from scorefast.model import Policy, generate, last_hidden, save_policy
-from scorefast.recipe import Recipe, Stage1, Stage2, UserError, dump_recipe
+from scorefast.recipe import Recipe, RunError, Stage1, Stage2, dump_recipe
 from scorefast.reward import grade_example, load_reward, rewards_of
-from scorefast.runs import METRICS, RECIPE, read_metrics
+from scorefast.runs import METRICS, RECIPE, WORK, append_metrics, find_last, metrics_line, read_metrics, rotate, step_of
+from scorefast.schedule import Slots, micro_batch_size, samples_per_question, training_arguments
+
+MOST_SKIPPED = 3  # steps in a row that come to nothing before a run stops
+WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # torch.save and safetensors have errors of their own
 
 
-class Slots(Dataset[int]):
-    """The whole run's order of questions, each repeated for its samples: slot i -> index of the question.
+@dataclass
+class StepRecord:
+    """What is known of the optimizer step in the making."""
 
-    A pure function of the seed: question q of step s is the same however a run is cut into micro-batches,
-    resumed or prolonged. Questions are shuffled anew for each pass over the data.
-    """
+    batches: list[dict[str, Tensor]] = field(default_factory=list)  # whose gradient has been taken
+    trajectories: int = 0
+    sums: dict[str, float] = field(default_factory=dict)  # of the loss's statistics, over tokens
+    tokens: dict[str, int] = field(default_factory=dict)
+    rollout: dict[str, float] = field(default_factory=dict)
+    problem: str | None = None  # why the step must not be taken
 
-    def __init__(self, questions: int, stage: Stage1 | Stage2, samples: int, seed: int):
-        self.samples = samples
-        needed = stage.max_steps * stage.questions_per_step
-        passes = -(-needed // questions)
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.cat([torch.randperm(questions, generator=generator) for _ in range(passes)])
-        self.order: list[int] = order[:needed].tolist()
+    def add(self, name: str, values: Tensor) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + values.sum().item()
+        self.tokens[name] = self.tokens.get(name, 0) + len(values)
 
-    def __len__(self) -> int:
-        return len(self.order) * self.samples
+    def metrics(self) -> dict[str, float]:
+        """entropy in nats a token, KL in nats a reply."""
+        kl = {name: total / self.trajectories for name, total in self.sums.items() if name != "entropy"}
+        entropy = {"entropy": self.sums["entropy"] / self.tokens["entropy"]} if "entropy" in self.sums else {}
+        return self.rollout | entropy | kl
 
-    def __getitem__(self, slot: int) -> int:
-        return self.order[slot // self.samples]
-
-
-def samples_per_question(stage: Stage1 | Stage2) -> int:
-    return stage.samples_per_question if objective.is_on_policy(stage) else 1
-
-
-def micro_batch_size(stage: Stage1 | Stage2, section: str, processes: int = 1) -> int:
-    """The largest size up to the recipe's that cuts a process's share of a step evenly.
-
-    Raises UserError where a step cannot be shared evenly between processes.
-    """
-    trajectories = stage.questions_per_step * samples_per_question(stage)
-    share, rest = divmod(trajectories, processes)
-    if rest:
-        raise UserError(
-            f"{section}: a step's {trajectories} trajectories (questions_per_step x samples_per_question) "
-            f"cannot be shared evenly by {processes} processes"
-        )
-    return max(size for size in range(1, min(stage.micro_batch_size, share) + 1) if share % size == 0)
+    def highest_kl(self) -> float:
+        """Of the two turns, in nats a token."""
+        return max((self.sums[n] / self.tokens[n] for n in ("kl_t1", "kl_t2") if n in self.sums), default=0.0)
 
 
 class ScoreTrainer(Trainer):
-    """Only three things differ from its parent: where a step's batches come from, their loss, and what is saved."""
+    """Differs from its parent in where a step's batches come from, in their loss, and in what is done when numbers,
+    memory, disk or user get in the way. The training loop is the parent's."""
 
     def __init__(
         self,
@@ -81,8 +78,11 @@ class ScoreTrainer(Trainer):
         run: Path,
         *,
         show: Callable[[int, list[Graded]], None] = lambda step, graded: None,
+        note: Callable[[str], None] = lambda line: None,
+        interrupt: Callable[[], None] = lambda: None,
         callbacks: Sequence[TrainerCallback] = (),
     ):
+        """interrupt is called between micro-batches and between sampled tokens; what it raises ends the step."""
         stage: Stage1 | Stage2 = getattr(recipe, section)
         self.seed = 2 * recipe.seed + (section == "stage2")  # the stages neither ask nor sample in the same order
         arguments = training_arguments(recipe, stage, run, validate=bool(validation))
@@ -92,6 +92,8 @@ class ScoreTrainer(Trainer):
         arguments.gradient_accumulation_steps = (
             stage.questions_per_step * samples_per_question(stage) // (self.micro_batch * arguments.world_size)
         )
+        self.run, self.section, self.note, self.interrupt = run, section, note, interrupt
+        self.log_file = LogFile(run, note)
         as_list: Any = list  # batches of question indices: tensors are made after the rollout
         super().__init__(
             model=policy.model,
@@ -100,7 +102,7 @@ class ScoreTrainer(Trainer):
             train_dataset=Slots(len(train), stage, samples_per_question(stage), self.seed),
             eval_dataset=list(validation) or None,
             processing_class=policy.tokenizer,
-            callbacks=[MetricsFile(run), *callbacks],
+            callbacks=[self.log_file, *callbacks],
         )
         self.remove_callback(PrinterCallback)
         # The loss below is divided by the whole step's normaliser; the Trainer must not divide it again.
@@ -108,7 +110,9 @@ class ScoreTrainer(Trainer):
         self.policy, self.recipe, self.stage, self.show = policy, recipe, stage, show
         self.questions, self.validation = list(train), list(validation)
         self.reward_function = load_reward(recipe.reward.function) if recipe.reward.function else None
-        self._metrics: dict[str, list[float]] = defaultdict(list)
+        self.rows_at_once, self.prompts_at_once = self.micro_batch, recipe.rollout.batch_size
+        self.step, self._rng = StepRecord(), rng_state()
+        self._resumed_from: str | None = None
 
     def grade(self, reply: str, example: Example) -> Grade:
         return grade_example(reply, example, self.recipe.reward.grader)
@@ -120,7 +124,8 @@ class ScoreTrainer(Trainer):
             self.policy,
             max_new_tokens=settings.max_new_tokens,
             temperature=temperature,
-            batch_size=settings.batch_size,
+            batch_size=self.prompts_at_once,
+            on_token=self.interrupt,
         )
 
     # --- where batches come from -------------------------------------------------------------------------------
@@ -133,13 +138,14 @@ class ScoreTrainer(Trainer):
         self, epoch_iterator: Iterator[list[int]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Tensor]:
         """One optimizer step: its questions in, its scored trajectories out, cut into micro-batches; the normaliser."""
-        indices = [index for _ in range(num_batches) for index in next(epoch_iterator)]
+        indices = [index for _ in range(num_batches) for index in next(epoch_iterator)]  # the first draws a number
+        if self._resumed_from is not None:
+            super()._load_rng_state(self._resumed_from)
+            self._resumed_from = None
+        self._rng, self.step = rng_state(), StepRecord()
         examples = [self.questions[index] for index in indices]
         started = time.perf_counter()
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            # Samples depend on seed, step and process alone: a resumed run draws what the unbroken one would have.
-            torch.manual_seed((self.seed << 31) + (self.state.global_step << 10) + self.args.process_index)
-            trajectories = self._trajectories(examples)
+        trajectories = self._trajectories(examples)
         seconds = time.perf_counter() - started
         graded = evaluate.grade_all(trajectories, self.grade)
         raw = self._raw_rewards(trajectories)
@@ -162,6 +168,20 @@ class ScoreTrainer(Trainer):
         return batches, total.clamp(min=1)
 
     def _trajectories(self, examples: list[Example]) -> list[rollout.Trajectory]:
+        """Samples depend on seed, step and process alone: a resumed run draws what the unbroken one would have."""
+        while True:
+            try:
+                with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                    torch.manual_seed((self.seed << 31) + (self.state.global_step << 10) + self.args.process_index)
+                    return self._rolled_out(examples)
+            except Exception as error:
+                if not should_reduce_batch_size(error) or self.prompts_at_once == 1:
+                    raise
+            self.prompts_at_once //= 2
+            clear_device_cache(garbage_collection=True)
+            self.note(f"out of memory while sampling: from here on {self.prompts_at_once} prompts at once")
+
+    def _rolled_out(self, examples: list[Example]) -> list[rollout.Trajectory]:
         chat, sample = self.policy.chat, self.generate(self.recipe.rollout.temperature)
         if objective.is_on_policy(self.stage):
             return rollout.two_turn_rollout(sample, chat, examples)
@@ -188,6 +208,9 @@ class ScoreTrainer(Trainer):
             return torch.zeros_like(rewards)
         device, size, rank = self.args.device, len(rewards), self.args.process_index
         everyone = [self.accelerator.gather(t.to(device)).cpu() for t in (rewards, groups)]
+        if not everyone[0].isfinite().all():
+            self.step.problem = "a reward is not finite"
+            return torch.zeros_like(rewards)
         return objective.leave_one_out_advantage(*everyone)[rank * size : (rank + 1) * size]
 
     # --- their loss --------------------------------------------------------------------------------------------
@@ -203,10 +226,56 @@ class ScoreTrainer(Trainer):
         assert num_items_in_batch is not None
         loss, stats, turn = micro_batch_loss(model, self.policy, inputs, self.recipe)
         self._record_loss(stats, turn, len(inputs["input_ids"]))
+        if not math.isfinite(loss.item()):
+            self.step.problem = self.step.problem or "the loss is not finite"
         # DDP averages gradients over processes; the normaliser already counts all of them.
         return loss * self.args.world_size / num_items_in_batch
 
-    # --- what is evaluated, logged and saved -------------------------------------------------------------------
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """A micro-batch's gradient, in as many pieces as memory asks for. Out of memory in the middle of a backward
+        pass leaves a part of a gradient, so the step's gradient is taken again from its first micro-batch on."""
+        self.interrupt()
+        self.step.batches.append(inputs)
+        again = [inputs]
+        while True:
+            try:
+                for batch in again:
+                    loss = self._gradient(model, batch, num_items_in_batch)
+                return loss if bool(loss.isfinite()) else torch.zeros_like(loss)  # the Trainer's sum would stay NaN
+            except Exception as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                if self.rows_at_once == 1 or self.args.world_size > 1:
+                    raise RunError(f"out of memory: {str(error).splitlines()[0]}; {self._last()}") from None
+            self.rows_at_once = (self.rows_at_once + 1) // 2
+            model.zero_grad()
+            clear_device_cache(garbage_collection=True)
+            self.note(f"out of memory: from here on {self.rows_at_once} trajectories at once; the loss stays the same")
+            again = self.step.batches
+            self.step = StepRecord(again, rollout=self.step.rollout, problem=self.step.problem)
+
+    def _gradient(self, model: nn.Module, batch: dict[str, Tensor], total: Tensor | int | None) -> Tensor:
+        rows, size = len(batch["input_ids"]), self.rows_at_once
+        pieces = [{name: t[i : i + size] for name, t in batch.items()} for i in range(0, rows, size)]
+        return torch.stack([super(ScoreTrainer, self).training_step(model, piece, total) for piece in pieces]).sum()
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Where the Trainer looks at a gradient last. That of a step gone bad is taken away: the optimizer then changes
+        neither weights nor its own state."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if not math.isfinite(float(norm)):
+            self.step.problem = self.step.problem or "the gradient is not finite"
+        if self.step.highest_kl() > self.stage.max_kl:
+            self.step.problem = self.step.problem or f"KL is above {self.section}.max_kl"
+        bad = torch.tensor(self.step.problem is not None, device=self.args.device)
+        if bool(self.accelerator.gather(bad).any()):
+            self.step.problem = self.step.problem or "another process had a bad number"
+            model.zero_grad()
+        return norm
+
+    # --- what is evaluated and logged --------------------------------------------------------------------------
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Greedy two-turn accuracy on the validation split (never the test split)."""
@@ -217,44 +286,136 @@ class ScoreTrainer(Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs = logs | {name: sum(values) / len(values) for name, values in self._metrics.items()}
-            self._metrics.clear()
+        if "loss" not in logs:
+            super().log(logs, start_time)
+            return
+        logs = logs | self.step.metrics()
+        if self.step.problem:
+            logs |= {"loss": math.nan, "skipped": 1.0}
+            self.note(f"step {self.state.global_step} is skipped: {self.step.problem}")
+        history = [*self.log_file.lines, logs]
+        already = {name for line in self.log_file.lines for name in line}
+        for name, seen in monitor.signs(history).items():
+            logs[f"warning_{name}"] = 1.0
+            if f"warning_{name}" not in already:
+                self.note(f"step {self.state.global_step}: {seen}; {monitor.what_to_turn(name, self.section)}")
         super().log(logs, start_time)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        save_policy(self.policy, folder)
-        (folder / RECIPE).write_text(dump_recipe(self.recipe), encoding="utf-8")
+        if (lost := monitor.skipped_in_a_row(history)) >= MOST_SKIPPED:
+            raise RunError(
+                f"{lost} steps in a row came to nothing ({self.step.problem}); stopped after step "
+                f"{self.state.global_step}, {self._last()}; begin again from there with a lower "
+                f"{self.section}.learning_rate"
+            )
 
     def _record_rollout(self, graded: list[Graded], rewards: Tensor, advantages: Tensor, seconds: float) -> None:
         lengths = [(len(g.trajectory.first.ids), len(g.trajectory.second.ids)) for g in graded]
+        distances = [Levenshtein.normalized_distance(g.trajectory.first.text, g.trajectory.second.text) for g in graded]
         values = {
             **rates(graded),
             "reward_t1": rewards[:, 0].mean().item(),
             "reward_t2": rewards[:, 1].mean().item(),
             "advantage_zero": (advantages[:, 1] == 0).float().mean().item(),
+            "edit_distance": sum(distances) / len(distances),
             "length_t1": sum(a for a, _ in lengths) / len(lengths),
             "length_t2": sum(b for _, b in lengths) / len(lengths),
             "rollout_tokens_per_second": sum(a + b for a, b in lengths) / seconds,
         }
         if not objective.is_on_policy(self.stage):  # attempts of the data say nothing of the policy
             values = {name: values[name] for name in ("length_t1", "length_t2")}
-        for name, value in values.items():
-            self._metrics[name].append(value)
+        self.step.rollout = values
 
     def _record_loss(self, stats: ScoreStats, turn: Tensor, trajectories: int) -> None:
         # NaN is what the loss did not need, and so did not compute: a turn without a KL coefficient has no KL.
-        measured = stats.entropy[~stats.entropy.isnan()]
-        if len(measured):
-            self._metrics["entropy"].append(measured.mean().item())  # nats a token
-        if stats.kl is None:
+        self.step.trajectories += trajectories
+        for name, values in (
+            ("entropy", stats.entropy),
+            *((f"kl_t{k}", stats.kl[turn == k]) for k in (1, 2) if stats.kl is not None),
+        ):
+            if len(measured := values[~values.isnan()]):
+                self.step.add(name, measured)
+
+    # --- what is saved and resumed -----------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        return str(self.run / WORK)  # the parent writes beside; what is whole is renamed into the run
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        """Where it cannot be written the last one stays, the run goes on, and the next step tries again."""
+        folder, first = self.run / f"checkpoint-{self.state.global_step}", self.is_world_process_zero()
+        try:
+            self._require_finite_weights()
+            if first:
+                self.log_file.flush()
+                remove_folder(folder)  # a damaged one, or none
+            with written_whole(folder, self.run / WORK) if first else nullcontext():
+                self.accelerator.wait_for_everyone()
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+            self.log_file.save_again = False
+            if first:
+                rotate(self.run, self.stage.save_total_limit)
+        except WRITE_ERRORS as error:
+            if self.args.world_size > 1:  # the others wait for this one
+                raise
+            self.log_file.save_again = True
+            self.note(f"{folder}: not saved, to be tried again after the next step: {_reason(error)}")
+
+    def _require_finite_weights(self) -> None:
+        if not all(bool(p.isfinite().all()) for p in self.policy.model.parameters() if p.requires_grad):
+            raise RunError(f"a weight is not finite after step {self.state.global_step}; {self._last()}")
+
+    def save_where_it_stands(self) -> None:
+        """After a step that was dropped: the run as its last finished step left it."""
+        last, _ = find_last(self.run)
+        if self.state.global_step and (last is None or step_of(last) != self.state.global_step):
+            set_rng_state(self._rng)
+            self._save_checkpoint(self.policy.model)
+
+    def save_result(self) -> None:
+        """The trained policy, into the run's own folder, whole. Raises RunError where it cannot be written."""
+        if not self.is_world_process_zero():
             return
-        for which in (1, 2):
-            of_turn = stats.kl[turn == which]
-            measured = of_turn[~of_turn.isnan()]
-            if len(measured):  # nats a reply: micro-batches are of one size, so their mean is the step's
-                self._metrics[f"kl_t{which}"].append(measured.sum().item() / trajectories)
+        try:
+            self.log_file.flush()
+            with written_whole(self.run, self.run / WORK) as folder:
+                self._save(str(folder))
+        except WRITE_ERRORS as error:
+            raise RunError(f"{self.run}: trained, but not saved: {_reason(error)}; {self._last()}") from None
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        save_policy(self.policy, folder)
+        write_file(folder / RECIPE, dump_recipe(self.recipe))
+
+    def _last(self) -> str:
+        last, _ = find_last(self.run)
+        return f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self._resumed_from = checkpoint
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Not here, after the first step's rewards: `get_batch_samples` does it before them."""
+
+
+def rng_state() -> tuple[Any, ...]:
+    """Of Python, NumPy, torch and every CUDA device."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def set_rng_state(state: tuple[Any, ...]) -> None:
+    python, numpy, cpu, cuda = state
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(cpu)
+    if cuda:
+        torch.cuda.set_rng_state_all(cuda)
+
+
+def _reason(error: BaseException) -> str:
+    return str(getattr(error, "strerror", None) or str(error).splitlines()[0])
 
 
 def micro_batch_loss(
@@ -287,50 +448,34 @@ def micro_batch_loss(
     return loss, stats, inputs["turn"][:, 1:][trained]
 
 
-def training_arguments(recipe: Recipe, stage: Stage1 | Stage2, run: Path, *, validate: bool) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(run),
-        seed=recipe.seed,
-        max_steps=stage.max_steps,
-        learning_rate=stage.learning_rate,
-        lr_scheduler_type=stage.lr_scheduler,
-        warmup_steps=stage.warmup_steps,
-        optim=stage.optimizer,
-        weight_decay=stage.weight_decay,
-        max_grad_norm=stage.max_grad_norm,
-        save_strategy="steps",
-        save_steps=stage.save_steps,
-        save_total_limit=stage.save_total_limit,
-        eval_strategy="steps" if validate else "no",
-        eval_steps=stage.eval_steps,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to=recipe.report_to,
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        label_names=[],
-        dataloader_pin_memory=False,
-        gradient_checkpointing=recipe.model.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.model.gradient_checkpointing else None,
-        ddp_find_unused_parameters=False,
-        use_cpu=not torch.cuda.is_available(),
-    )
+class LogFile(TrainerCallback):
+    """Every log as a line of metrics.jsonl with its step, flushed at once. Lines past the step resumed from are cut
+    away; what cannot be written waits for the next line."""
 
-
-class MetricsFile(TrainerCallback):
-    """Every log as one JSON line with its step, flushed at once. Lines past the step resumed from are cut away."""
-
-    def __init__(self, run: Path):
-        self.path = run / METRICS
+    def __init__(self, run: Path, note: Callable[[str], None]):
+        self.run, self.note = run, note
+        self.lines: list[dict[str, Any]] = []
+        self.waiting = ""
+        self.save_again = False  # the last checkpoint could not be written
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            kept = [
-                m for m in read_metrics(self.path.parent) if state.global_step > 0 and m["step"] <= state.global_step
-            ]
-            self.path.write_text("".join(json.dumps(m) + "\n" for m in kept), encoding="utf-8")
+            done = state.global_step
+            self.lines = [m for m in read_metrics(self.run) if done > 0 and m["step"] <= done]
+            write_file(self.run / METRICS, "".join(metrics_line(m) for m in self.lines))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            self.lines.append({"step": state.global_step, **logs})
+            self.waiting += metrics_line(self.lines[-1])
+            try:
+                self.flush()
+            except OSError as error:
+                self.note(f"{self.run / METRICS}: not written, kept for later: {error.strerror}")
+
+    def flush(self) -> None:
+        append_metrics(self.run, self.waiting)
+        self.waiting = ""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save = control.should_save or self.save_again

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -29,6 +31,23 @@ def scorefast(*arguments: object, cwd: Path, stdin: str | None = None) -> subpro
         timeout=600,
         check=False,
     )
+
+
+def scorefast_here(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command's own `main` in this process: for what ends early, without importing everything once more."""
+    from scorefast.cli import main
+
+    out, err, code, before = io.StringIO(), io.StringIO(), None, sys.argv
+    sys.argv = ["scorefast", *map(str, arguments)]
+    try:
+        with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main()
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.argv = before
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 # A few short steps on a few questions: enough to exercise everything, not to learn.

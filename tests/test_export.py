@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scorefast.data import load_dataset
+from scorefast.durable import seal
 from scorefast.export import CONVERTER, export_checkpoint, export_recipe, modelfile, ollama_template
 from scorefast.model import load_merged, load_policy, save_policy
 from scorefast.prompts import ChatFormat
@@ -54,6 +55,7 @@ def run(tmp_path_factory) -> Path:
             if "lora_B" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
     save_policy(policy, folder)
+    seal(folder)
     return folder
 
 
@@ -117,6 +119,7 @@ def test_a_hub_id_stays_and_its_sentencepiece_file_comes_along(run, tmp_path):
     shutil.copytree(run, moved)
     recipe = (moved / "recipe.yaml").read_text()
     (moved / "recipe.yaml").write_text(recipe.replace("name: tiny-gemma2\n", "name: some/tiny\n"))
+    seal(moved)
     code = (
         "from pathlib import Path; from scorefast.export import export_checkpoint as export\n"
         "from scorefast.runs import open_checkpoint\n"
@@ -192,6 +195,7 @@ def test_a_fully_tuned_model_is_saved_in_sixteen_bit(tmp_path):
     (tmp_path / "run").mkdir()
     start_run(tmp_path / "run", recipe, {})
     save_policy(policy, tmp_path / "run")
+    seal(tmp_path / "run")
     checkpoint = open_checkpoint(str(tmp_path / "run"))
     with pytest.raises(UserError, match="merged-16bit"):
         export_checkpoint(checkpoint, "adapter", tmp_path / "out", pytest.fail)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 
 import numpy as np
@@ -78,8 +79,7 @@ def raises_on_three(completions, **_):
     [
         (raises_on_three, r"row id2 \('What is 2 \+ 1\?'\): ZeroDivisionError"),
         (lambda completions, **_: [0.0], r"returned 1 rewards for 4 completions"),
-        (lambda completions, **_: [None] * len(completions), "row id0 .*returned None, which is no finite number"),
-        (lambda completions, **_: [float("nan")] * len(completions), "row id0 .*returned nan"),
+        (lambda completions, **_: [None] * len(completions), "row id0 .*returned None, which is no number"),
         (lambda completions: [0.0], "row id0 .*TypeError"),
         (lambda completions, **_: sys.exit(0), "row id0 .*SystemExit"),
     ],
@@ -88,6 +88,11 @@ def test_a_failing_function_stops_with_the_row_named(function, message):
     with pytest.raises(UserError, match=message) as caught:
         call(function)
     assert "\n" not in str(caught.value)
+
+
+def test_a_reward_that_is_not_finite_is_found_before_training():
+    with pytest.raises(UserError, match=r"row id2 .*returned nan, which is not finite"):
+        try_reward(lambda completions, id, **_: [math.nan if i == "id2" else 0.0 for i in id], ROWS, "Check it.")
 
 
 @pytest.mark.parametrize(

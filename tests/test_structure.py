@@ -22,10 +22,12 @@ ORDER = [
     "grading",
     "reward",
     "metrics",
+    "monitor",
+    "durable",
     "runs",
 ]
 ORDER += ["report", "prepare", "kernels", "objective", "rollout", "model", "memory"]
-ORDER += ["evaluate", "trainer", "stages", "chat", "export", "cli"]
+ORDER += ["evaluate", "schedule", "trainer", "stages", "chat", "export", "cli"]
 LIGHT = {*ORDER[: ORDER.index("kernels")], "cli"}
 PACKAGE = REPOSITORY / "scorefast"
 

@@ -15,7 +15,8 @@ from scorefast.kernels.reference import log_softmax_head
 from scorefast.model import generate, last_hidden, load_policy
 from scorefast.objective import TurnCoefficients, coefficients
 from scorefast.recipe import Stage2, load_recipe
-from scorefast.trainer import ScoreTrainer, Slots, micro_batch_loss, micro_batch_size
+from scorefast.schedule import Slots, micro_batch_size
+from scorefast.trainer import ScoreTrainer, micro_batch_loss
 from tests.conftest import SHIPPED
 
 

@@ -1,0 +1,135 @@
+"""Files that are whole or not there: written beside their place, flushed to the disk, renamed. Imports no torch.
+
+A folder is *sealed* by its last file, `checkpoint.json`: the size and SHA-256 of every other one. A kill at any moment
+leaves a sealed folder, or one that nobody takes for a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+SEAL, LOCK = "checkpoint.json", ".lock"
+UNSEALED = ("README.md",)  # a model card is there to be edited
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Replace `path` by a file of that content: after a crash it holds the old bytes or the new ones."""
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        with beside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in `folder` durable. (Windows opens no folder, and does so by itself.)"""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def seal(folder: Path) -> None:
+    """Flush every file of `folder` and write its seal, last."""
+    files = {}
+    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name not in (SEAL, *UNSEALED)):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        files[path.name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+    write_file(folder / SEAL, json.dumps({"files": files}, indent=2) + "\n")
+
+
+def damage(folder: Path) -> str | None:
+    """What keeps `folder` from being what was sealed, or None. Files that the seal does not name are not looked at."""
+    try:
+        text = (folder / SEAL).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return f"it has no {SEAL}, so it was never finished"
+    except (OSError, UnicodeDecodeError):
+        return f"its {SEAL} cannot be read"
+    try:
+        files = json.loads(text)["files"]
+        sealed = {str(name): (int(facts["size"]), str(facts["sha256"])) for name, facts in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"its {SEAL} is not one of ours"
+    for name, (size, sha256) in sealed.items():
+        path = folder / name
+        if Path(name).name != name or path.is_symlink():
+            return f"its {SEAL} names {name!r}, which is no file of the folder"
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, not the {size} it was written with"
+        if _sha256(path) != sha256:
+            return f"{name} is not what was written (SHA-256 differs)"
+    return None if sealed else f"its {SEAL} names no file"
+
+
+@contextlib.contextmanager
+def written_whole(target: Path, work: Path) -> Iterator[Path]:
+    """A folder in `work` (of the same disk) to write into. When the block ends its files are sealed and become those of
+    `target`: by one rename where there is no such folder yet, else file by file with the seal last. When the block
+    fails, nothing is left of it.
+    """
+    partial = work / target.name
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir()
+        partial.mkdir()
+        yield partial
+        seal(partial)
+        if target.exists():
+            (target / SEAL).unlink(missing_ok=True)
+            for path in sorted(partial.iterdir(), key=lambda p: p.name == SEAL):
+                if path.name == SEAL:
+                    sync_folder(target)
+                os.replace(path, target / path.name)
+            sync_folder(target)
+        else:
+            os.replace(partial, target)
+            sync_folder(target.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Its seal first, so that what a kill leaves of it is no checkpoint."""
+    if folder.exists():
+        (folder / SEAL).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[bool]:
+    """Whether this process is the only writer of `folder`; the kernel lets go of the lock when the process dies."""
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,510 @@
+"""What a run survives. The wider study, with its counts, is benchmarks/faults.py."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import TrainerCallback
+
+from benchmarks import faults
+from scorefast.data import load_dataset
+from scorefast.durable import damage, owned, seal, write_file, written_whole
+from scorefast.model import load_policy
+from scorefast.monitor import signs, what_to_turn
+from scorefast.recipe import RunError, UserError, load_recipe
+from scorefast.report import print_signs
+from scorefast.runs import (
+    changes_allowed,
+    find_last,
+    has_begun,
+    metrics_line,
+    open_checkpoint,
+    own_run,
+    read_metrics,
+    rotate,
+    start_run,
+)
+from scorefast.stages import StageRun, run_stage
+from scorefast.trainer import ScoreTrainer
+from tests.conftest import REPOSITORY, SHIPPED, scorefast_here
+
+SMALL = ["stage1.questions_per_step=2", "stage1.samples_per_question=4", "eval.max_questions=6"]
+
+
+# --- kills and signals: real processes, forked from one that has imported everything ---------------------------------
+
+STRUCK = """
+import sys
+from pathlib import Path
+from benchmarks import faults
+faults.import_everything()
+work = Path(sys.argv[1])
+faults.unbroken(work)
+for name in sys.argv[2:]:
+    outcome = faults.suffer(getattr(faults, name), work, 0, seed=1)
+    print(outcome.equal, *outcome.exit_codes)
+"""
+
+
+def test_what_strikes_a_run_leaves_no_trace_in_its_result(tmp_path):
+    """Weights to the byte and every line of the log are those of the run left alone."""
+    strokes = ["kill_at_a_moment", "kill_in_a_save", "terminate", "interrupt_twice", "disk_full", "newest_damaged"]
+    command = [sys.executable, "-c", STRUCK, str(tmp_path), *strokes]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    seen = dict(zip(strokes, (line.split() for line in done.stdout.splitlines()), strict=True))
+    assert {name: equal for name, (equal, *_) in seen.items()} == dict.fromkeys(strokes, "True")
+    first = {name: int(codes[0]) for name, (_, *codes) in seen.items()}
+    assert first["kill_at_a_moment"] == first["kill_in_a_save"] == 128 + signal.SIGKILL
+    assert first["interrupt_twice"] == 128 + signal.SIGINT
+    assert first["terminate"] == 128 + signal.SIGTERM
+    assert first["disk_full"] == 0, "the run went on"
+
+
+# --- folders that are whole or not there -----------------------------------------------------------------------------
+
+
+def sealed(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "weights").write_bytes(bytes(range(256)))
+    (folder / "README.md").write_text("a card")
+    seal(folder)
+    assert damage(folder) is None
+    return folder
+
+
+def test_every_flipped_bit_cut_and_missing_file_is_damage(tmp_path):
+    folder = sealed(tmp_path / "checkpoint-1")
+    content = (folder / "weights").read_bytes()
+    for position in range(0, 256, 5):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        (folder / "weights").write_bytes(flipped)
+        assert damage(folder) == "weights is not what was written (SHA-256 differs)"
+    (folder / "weights").write_bytes(content[:-1])
+    assert damage(folder) == "weights has 255 bytes, not the 256 it was written with"
+    (folder / "weights").unlink()
+    assert damage(folder) == "weights is missing"
+    (tmp_path / "elsewhere").write_bytes(content)
+    (folder / "weights").symlink_to(tmp_path / "elsewhere")
+    assert "is no file of the folder" in (damage(folder) or "")
+    (folder / "weights").unlink()
+    (folder / "weights").write_bytes(content)
+    assert damage(folder) is None
+
+
+def test_a_model_card_may_be_edited(tmp_path):
+    folder = sealed(tmp_path / "checkpoint-1")
+    (folder / "README.md").write_text("a better card")
+    assert damage(folder) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        "{}",
+        '{"files": {}}',
+        '{"files": []}',
+        '{"files": {"weights": {}}}',
+        '{"files": {"weights": {"size": "many", "sha256": 1}}}',
+        '{"files": {"../outside": {"size": 3, "sha256": "x"}}}',
+        '{"files": {"/etc/hostname": {"size": 3, "sha256": "x"}}}',
+        "[" * 100_000,
+        "\udcff",
+    ],
+)
+def test_a_seal_that_is_none_of_ours_is_damage(tmp_path, text):
+    folder = sealed(tmp_path / "checkpoint-1")
+    (tmp_path / "outside").write_text("abc")
+    (folder / "checkpoint.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert damage(folder)
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "checkpoint-1"
+    with contextlib.suppress(ZeroDivisionError), written_whole(target, tmp_path / ".partial") as folder:
+        (folder / "weights").write_text("half")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    with written_whole(target, tmp_path / ".partial") as folder:
+        (folder / "weights").write_text("whole")
+        assert not target.exists()
+    assert damage(target) is None
+    with written_whole(target, tmp_path / ".partial") as folder:
+        (folder / "weights").write_text("again")
+    assert damage(target) is None
+    assert (target / "weights").read_text() == "again"
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+def test_a_file_is_replaced_whole_and_a_failed_one_leaves_the_old(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    write_file(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_file(path, "\udcff")
+    assert path.read_text() == "old"
+    write_file(path, "new")
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def checkpoints(run: Path, *steps: int) -> None:
+    for step in steps:
+        folder = run / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text("{}")
+        seal(folder)
+
+
+def test_the_last_checkpoint_is_the_newest_whole_one_and_stays(tmp_path):
+    checkpoints(tmp_path, 2, 10, 4, 6)
+    (tmp_path / "checkpoint-12").mkdir()
+    (tmp_path / "checkpoint-x").mkdir()
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{ }")
+    last, passed_over = find_last(tmp_path)
+    assert last == tmp_path / "checkpoint-6"
+    assert [line.split(":")[0] for line in passed_over] == [
+        f"{tmp_path}/checkpoint-{n} is passed over" for n in (12, 10)
+    ]
+    rotate(tmp_path, keep=2)
+    assert {p.name for p in tmp_path.iterdir()} == {f"checkpoint-{n}" for n in ("6", "10", "12", "x")}
+    checkpoints(tmp_path, 14, 16)
+    rotate(tmp_path, keep=2)
+    assert {p.name for p in tmp_path.iterdir()} == {f"checkpoint-{n}" for n in ("14", "16", "x")}
+
+
+# --- one run, one owner -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_has_one_writer_at_a_time(tmp_path):
+    with own_run(tmp_path):
+        code = "import sys; from pathlib import Path; from scorefast.runs import own_run\n"
+        code += "with own_run(Path(sys.argv[1])): pass"
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False, cwd=REPOSITORY
+        )
+        assert "another scorefast is writing into this run" in done.stderr
+    with owned(tmp_path) as ours:
+        assert ours, "let go when its owner is done"
+
+
+def test_a_second_command_into_a_running_run_is_refused(tmp_path):
+    recipe = load_recipe("tiny-cpu")
+    (tmp_path / "run").mkdir()
+    start_run(tmp_path / "run", recipe, {})
+    with own_run(tmp_path / "run"):
+        for extra in ([], ["--resume"]):
+            done = scorefast_here("stage1", "--data", SHIPPED, "--out", "run", *extra, cwd=tmp_path)
+            assert done.returncode == 2
+            assert "already holds files" in done.stderr or "began with" in done.stderr
+
+
+# --- what a resumed run may change -----------------------------------------------------------------------------------
+
+
+def test_resume_names_the_key_that_must_not_change():
+    began = load_recipe("tiny-cpu")
+    for key, value in (("stage2.alpha", 3), ("seed", 5), ("model.lora.r", 3), ("rollout.temperature", 0.5)):
+        with pytest.raises(UserError, match=f"began with {key} = .*: a resumed run keeps it"):
+            changes_allowed(Path("run"), "stage2", began, load_recipe("tiny-cpu", [f"{key}={value}"]))
+    allowed = [
+        "stage2.micro_batch_size=3",
+        "stage2.max_steps=99",
+        "stage1.beta2=9",
+        "loss.buffer_mb=7",
+        "stage2.max_kl=3",
+    ]
+    assert changes_allowed(Path("run"), "stage2", began, load_recipe("tiny-cpu", allowed)) == {
+        "stage2.micro_batch_size": (began.stage2.micro_batch_size, 3),
+        "stage2.max_steps": (began.stage2.max_steps, 99),
+        "loss.buffer_mb": (None, 7),
+        "stage2.max_kl": (5.0, 3.0),
+    }
+    linear = load_recipe("tiny-cpu", ["stage2.lr_scheduler=linear"])
+    longer = load_recipe("tiny-cpu", ["stage2.lr_scheduler=linear", "stage2.max_steps=99"])
+    with pytest.raises(UserError, match="max_steps cannot change, because lr_scheduler = linear depends on it"):
+        changes_allowed(Path("run"), "stage2", linear, longer)
+
+
+def test_resume_begins_what_has_not_begun_and_refuses_what_is_no_run(tmp_path):
+    assert not has_begun(tmp_path / "absent")
+    (tmp_path / ".lock").touch()
+    (tmp_path / "recipe.yaml").touch()
+    (tmp_path / ".run.json.partial").touch()
+    assert not has_begun(tmp_path), "killed before it had begun"
+    (tmp_path / "thesis.doc").touch()
+    with pytest.raises(UserError, match="no run to resume here"):
+        has_begun(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return load_dataset(str(SHIPPED), load_recipe("tiny-cpu").data).splits["train"]
+
+
+def begun(folder: Path, *overrides: str) -> StageRun:
+    recipe = load_recipe("tiny-cpu", [*SMALL, *overrides])
+    folder.mkdir(exist_ok=True)
+    start_run(folder, recipe, {})
+    return StageRun("stage1", recipe, load_dataset(str(SHIPPED), recipe.data), None, folder)
+
+
+def test_a_prolonged_run_is_the_longer_run(tmp_path):
+    """With a constant learning rate, 3 steps and then 3 more are 6; the reward function's own random numbers too."""
+    (tmp_path / "noisy.py").write_text(
+        "import random, numpy, torch\n"
+        "def reward(completions, **_):\n"
+        "    return [random.random() + numpy.random.rand() + torch.rand(()).item() for _ in completions]\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        noisy = ["reward.function=noisy:reward", "stage1.save_steps=3", "stage1.eval_steps=3"]
+        quiet = Console(quiet=True)
+        run_stage(begun(tmp_path / "whole", *noisy, "stage1.max_steps=6"), quiet)
+        torch.rand(5)  # whatever has been drawn before, a run begins with its seed
+        run_stage(begun(tmp_path / "parts", *noisy, "stage1.max_steps=3"), quiet)
+        torch.rand(7)
+        run_stage(begun(tmp_path / "parts", *noisy, "stage1.max_steps=6"), quiet, resume=True)
+    finally:
+        sys.path.remove(str(tmp_path))
+    ours, theirs = faults.outcome_of(tmp_path / "parts"), faults.outcome_of(tmp_path / "whole")
+    assert ours[0] == theirs[0]
+    for a, b in zip(ours[1], theirs[1], strict=True):
+        assert {k: v for k, v in a.items() if k != "epoch"} == {k: v for k, v in b.items() if k != "epoch"}
+
+
+# --- numbers gone bad ------------------------------------------------------------------------------------------------
+
+
+def trainer_of(job: StageRun, notes: list[str], **settings) -> ScoreTrainer:
+    train = job.dataset.splits["train"]
+    policy = load_policy(job.recipe, trainable=True)
+    return ScoreTrainer(policy, job.recipe, "stage1", train, [], job.folder, note=notes.append, **settings)
+
+
+class BadReward:
+    """Not finite in the steps named; else the length of the reply."""
+
+    def __init__(self, *steps: int):
+        self.steps, self.calls = steps, 0
+
+    def __call__(self, completions, **_):
+        self.calls += 1
+        step = (self.calls + 1) // 2  # twice a step: first and second attempts
+        return [math.nan if step in self.steps else len(c[0]["content"]) / 50 for c in completions]
+
+
+def test_a_step_with_a_bad_reward_changes_nothing(tmp_path):
+    notes: list[str] = []
+    weights: list[torch.Tensor] = []
+    job = begun(tmp_path / "run", "stage1.max_steps=4", "stage1.save_steps=1", "stage1.save_total_limit=9")
+    trainer = trainer_of(job, notes)
+    trainer.reward_function = BadReward(2, 3)
+    trainer.train()
+    for step in range(1, 5):
+        state = torch.load(tmp_path / f"run/checkpoint-{step}/optimizer.pt", weights_only=True)["state"]
+        adapter = open_checkpoint(str(tmp_path / f"run/checkpoint-{step}")).path / "adapter_model.safetensors"
+        weights.append((adapter.read_bytes(), {int(s["step"]) for s in state.values()}))
+    assert weights[0][0] == weights[1][0] == weights[2][0] != weights[3][0]
+    assert [steps for _, steps in weights] == [{1}, {1}, {1}, {2}], "nor does the optimizer count it"
+    lines = read_metrics(tmp_path / "run")
+    assert [m.get("skipped") for m in lines] == [None, 1.0, 1.0, None]
+    assert [m["loss"] is None for m in lines] == [False, True, True, False], "no later loss is NaN with it"
+    assert notes == [f"step {n} is skipped: a reward is not finite" for n in (2, 3)]
+
+
+def test_three_bad_steps_in_a_row_stop_the_run_and_name_its_last_checkpoint(tmp_path):
+    job = begun(tmp_path / "run", "stage1.max_steps=9", "stage1.save_steps=1")
+    trainer = trainer_of(job, [])
+    trainer.reward_function = BadReward(3, 4, 6, 7, 8)
+    with pytest.raises(RunError, match=r"3 steps in a row came to nothing .*after step 8, .*checkpoint-7; begin again"):
+        trainer.train()
+    assert [m["step"] for m in read_metrics(tmp_path / "run") if m.get("skipped")] == [3, 4, 6, 7, 8]
+
+
+def test_a_gradient_that_is_not_finite_is_not_taken(tmp_path):
+    notes: list[str] = []
+    job = begun(tmp_path / "run", "stage1.max_steps=2")
+    trainer = trainer_of(job, notes)
+    before = {n: p.clone() for n, p in trainer.policy.model.named_parameters() if p.requires_grad}
+    first = next(p for n, p in trainer.policy.model.named_parameters() if "lora_B" in n)
+    first.register_hook(lambda gradient: gradient * math.inf)
+    trainer.train()
+    assert len(notes) == 2
+    assert "gradient is not finite" in notes[0]
+    assert all(torch.equal(p, before[n]) for n, p in trainer.policy.model.named_parameters() if n in before)
+
+
+def test_a_policy_too_far_from_its_reference_is_not_followed(tmp_path):
+    job = begun(tmp_path / "run", "stage1.max_steps=9", "stage1.max_kl=1e-9", "stage1.learning_rate=1e-2")
+    with pytest.raises(RunError, match=r"KL is above stage1.max_kl\); stopped after step 4"):
+        trainer_of(job, []).train()
+    lines = read_metrics(tmp_path / "run")
+    assert [m.get("skipped") for m in lines] == [None, 1.0, 1.0, 1.0], "at step 1 the KL is 0"
+
+
+class Spoil(TrainerCallback):
+    """An update that overflows."""
+
+    def on_optimizer_step(self, args, state, control, model=None, **_):
+        if state.global_step == 2:
+            next(p for p in model.parameters() if p.requires_grad).data[0, 0] = math.inf
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    job = begun(tmp_path / "run", "stage1.max_steps=5", "stage1.save_steps=1", "stage1.save_total_limit=9")
+    with pytest.raises(RunError, match=r"a weight is not finite after step 3; the last checkpoint is .*checkpoint-2$"):
+        trainer_of(job, [], callbacks=[Spoil()]).train()
+    assert {p.name for p in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+
+
+# --- out of memory ---------------------------------------------------------------------------------------------------
+
+
+def run_with_room_for(rows: int | None, folder: Path, notes: list[str]) -> list[dict]:
+    """Two steps; a pass over more than `rows` trajectories runs out of memory, half of them in the backward pass."""
+    sgd = ["stage1.optimizer=sgd", "stage1.learning_rate=1"]  # Adam divides by a gradient's size: rounding grows
+    job = begun(folder, "stage1.max_steps=2", "stage1.micro_batch_size=8", "stage1.save_steps=2", *sgd)
+    trainer = trainer_of(job, notes)
+    passes = 0
+
+    def full(*_) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GB")
+
+    def limited(module, arguments, keywords, output) -> None:
+        nonlocal passes
+        if rows is None or not keywords.get("return_hidden") or len(keywords["input_ids"]) <= rows:
+            return
+        passes += 1
+        if passes % 2 == 0 and output.requires_grad:
+            output.register_hook(full)  # part of the gradient is there already
+        elif output.requires_grad:
+            full()
+
+    trainer.policy.model.register_forward_hook(limited, with_kwargs=True)
+    trainer.train()
+    return read_metrics(folder)
+
+
+@pytest.mark.parametrize(("rows", "halvings"), [(4, [4]), (3, [4, 2]), (1, [4, 2, 1])])
+def test_out_of_memory_halves_what_is_held_at_once_and_not_the_loss(tmp_path, rows, halvings):
+    notes: list[str] = []
+    whole = run_with_room_for(None, tmp_path / "whole", notes)
+    assert notes == []
+    pieces = run_with_room_for(rows, tmp_path / "pieces", notes)
+    assert [n for n in notes if "out of memory" in n] == [
+        f"out of memory: from here on {n} trajectories at once; the loss stays the same" for n in halvings
+    ]
+    for ours, theirs in zip(pieces, whole, strict=True):
+        for name in ("loss", "grad_norm", "entropy", "kl_t1", "kl_t2", "acc_t2"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name
+
+
+def test_no_memory_for_one_trajectory_ends_the_run_in_one_line(tmp_path):
+    with pytest.raises(RunError, match="out of memory: CUDA out of memory"):
+        run_with_room_for(0, tmp_path / "run", [])
+
+
+def test_out_of_memory_while_sampling_halves_the_prompts(tmp_path):
+    notes: list[str] = []
+    job = begun(tmp_path / "run", "stage1.max_steps=1", "rollout.batch_size=8")
+    trainer = trainer_of(job, notes)
+
+    def limited(module, arguments, keywords) -> None:
+        if not keywords.get("return_hidden") and len(keywords["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GB")
+
+    trainer.policy.model.register_forward_pre_hook(limited, with_kwargs=True)
+    trainer.policy.model.get_base_model().register_forward_pre_hook(limited, with_kwargs=True)
+    trainer.train()
+    assert notes == [f"out of memory while sampling: from here on {n} prompts at once" for n in (4, 2)]
+
+
+# --- signs of collapse -----------------------------------------------------------------------------------------------
+
+WELL = {
+    "loss": 0.1,
+    "acc_t2": 0.6,
+    "truncated": 0.0,
+    "changed": 0.3,
+    "edit_distance": 0.2,
+    "advantage_zero": 0.3,
+    "entropy": 0.5,
+    "length_t2": 40.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("sign", "gone"),
+    [
+        ("repeats", {"changed": 0.0}),
+        ("repeats", {"edit_distance": 0.01}),
+        ("no_signal", {"advantage_zero": 0.95}),
+        ("narrow", {"entropy": 0.04}),
+        ("wide", {"entropy": 1.6}),
+        ("length", {"length_t2": 12.0}),
+        ("length", {"length_t2": 121.0}),
+        ("cut", {"truncated": 0.3}),
+    ],
+)
+def test_a_sign_shows_when_its_figure_goes_wrong_and_not_before(sign, gone):
+    well, wrong = [WELL] * 10, [WELL | gone] * 5
+    assert signs(well) == {}
+    assert set(signs(well + wrong)) == {sign}
+    assert signs(well + wrong[:1]) == {}, "one step is chance"
+    assert signs(well + wrong + well) == {}, "it passes when its figure does"
+    solved = [m | {"acc_t2": 1.0} for m in wrong]
+    assert set(signs(well + solved)) <= {"cut"}, "who answers everything right may repeat himself"
+    assert what_to_turn(sign, "stage2")
+
+
+def test_signs_reach_the_log_and_the_table(tmp_path, capsys):
+    """The embedded model repeats itself at first: with no learning to speak of, it goes on doing so."""
+    notes: list[str] = []
+    job = begun(tmp_path / "run", "stage1.max_steps=6", "stage1.learning_rate=1e-9", "rollout.temperature=0.05")
+    trainer_of(job, notes).train()
+    lines = read_metrics(tmp_path / "run")
+    assert [m.get("warning_repeats") for m in lines] == [None] * 4 + [1.0] * 2
+    assert lines[4]["edit_distance"] < 0.02
+    assert sum("turn 2 repeats turn 1" in n and "stage1.learning_rate" in n for n in notes) == 1, "said once"
+    print_signs(Console(width=120), lines, "stage1")
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "repeats" in line]
+    assert row.split("│")[2:5] == [" 2     ", " 5     ", " 6    "]
+
+
+# --- the log ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_is_strict_json_and_a_torn_one_is_left_out(tmp_path):
+    line = metrics_line({"step": 1, "loss": math.nan, "grad_norm": math.inf, "acc_t1": 0.5})
+    assert json.loads(line, parse_constant=pytest.fail) == {"step": 1, "loss": None, "grad_norm": None, "acc_t1": 0.5}
+    (tmp_path / "metrics.jsonl").write_text(line + '{"step": 2, "lo')
+    assert read_metrics(tmp_path) == [json.loads(line)]
+
+
+def test_a_damaged_checkpoint_is_one_line(trained, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(trained / "runs/stage1", moved)
+    content = bytearray((moved / "adapter_model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (moved / "adapter_model.safetensors").write_bytes(content)
+    for command in (["chat", "moved"], ["eval", "moved", "--data", SHIPPED], ["export", "moved", "--out", "x"]):
+        done = scorefast_here(*command, cwd=tmp_path)
+        assert done.returncode == 2
+        wrong = "adapter_model.safetensors is not what was written (SHA-256 differs)"
+        assert done.stderr.splitlines()[-1] == f"scorefast: moved: not a whole checkpoint: {wrong}"
