@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from scorefast.runs import METRICS, RECIPE, WORK, append_metrics, find_last, met
 from scorefast.schedule import Slots, micro_batch_size, samples_per_question, training_arguments
 
 MOST_SKIPPED = 3  # steps in a row that come to nothing before a run stops
+Sampled = TypeVar("Sampled")
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # torch.save and safetensors have errors of their own
 
 
@@ -169,19 +170,25 @@ class ScoreTrainer(Trainer):
 
     def _trajectories(self, examples: list[Example]) -> list[rollout.Trajectory]:
         """Samples depend on seed, step and process alone: a resumed run draws what the unbroken one would have."""
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            return self._within_memory(lambda: self._rolled_out(examples))
+
+    def _within_memory(self, sample: Callable[[], Sampled]) -> Sampled:
+        """What `sample` returns, with half as many prompts at once for each time that memory runs out."""
         while True:
             try:
-                with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-                    torch.manual_seed((self.seed << 31) + (self.state.global_step << 10) + self.args.process_index)
-                    return self._rolled_out(examples)
+                return sample()
             except Exception as error:
-                if not should_reduce_batch_size(error) or self.prompts_at_once == 1:
+                if not should_reduce_batch_size(error):
                     raise
+                if self.prompts_at_once == 1:
+                    raise RunError(f"out of memory: {str(error).splitlines()[0]}; {self._last()}") from None
             self.prompts_at_once //= 2
             clear_device_cache(garbage_collection=True)
             self.note(f"out of memory while sampling: from here on {self.prompts_at_once} prompts at once")
 
     def _rolled_out(self, examples: list[Example]) -> list[rollout.Trajectory]:
+        torch.manual_seed((self.seed << 31) + (self.state.global_step << 10) + self.args.process_index)
         chat, sample = self.policy.chat, self.generate(self.recipe.rollout.temperature)
         if objective.is_on_policy(self.stage):
             return rollout.two_turn_rollout(sample, chat, examples)
@@ -279,7 +286,8 @@ class ScoreTrainer(Trainer):
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Greedy two-turn accuracy on the validation split (never the test split)."""
-        graded = evaluate.evaluate(self.generate(0.0), self.policy.chat, self.validation, self.grade)
+        chat, grade = self.policy.chat, self.grade
+        graded = self._within_memory(lambda: evaluate.evaluate(self.generate(0.0), chat, self.validation, grade))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in rates(graded).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
