@@ -1,48 +1,81 @@
-"""The real Unsloth on its CPU backend, in a process of its own because importing it patches transformers."""
+"""The real Unsloth on its CPU backend, in processes of its own because importing it patches transformers."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import torch
 
-from tests.conftest import QUICK, SHIPPED, scorefast
+from scorefast.model import load_policy
+from scorefast.recipe import load_recipe
+from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast
+
+FOUR_BIT = ["model.load_in_4bit=true", "rollout.max_new_tokens=40"]
 
 
-def test_unsloth_trains_and_agrees_with_transformers(tmp_path):
-    """Both backends take the same step on the same samples: stock layers in fp32, so metrics agree to rounding."""
-    runs = {}
-    for backend in ("unsloth", "transformers"):
-        flags = [*QUICK, "--set", f"model.backend={backend}", "--out", backend]
-        done = scorefast("stage1", "--data", SHIPPED, *flags, cwd=tmp_path)
-        assert (done.returncode, done.stdout) == (0, f"{backend}\n"), done.stderr
-        assert f"tiny-gemma2 on {backend}" in done.stderr
-        assert "should be imported before" not in done.stderr
-        lines = (tmp_path / backend / "metrics.jsonl").read_text().splitlines()
-        runs[backend] = [json.loads(line) for line in lines]
-    assert {path.name for path in tmp_path.iterdir()} == {"unsloth", "transformers"}, (
-        "no compiled cache beside the runs"
-    )
-    first = [next(m for m in runs[b] if m["step"] == 0) for b in runs]
+def four_bit_stage(section: str, backend: str, out: str, cwd: Path, *extra: str) -> list[dict]:
+    flags = [*QUICK, "--set", f"model.backend={backend}", *(f for key in FOUR_BIT for f in ("--set", key)), *extra]
+    done = scorefast(section, "--data", SHIPPED, *flags, "--out", out, cwd=cwd)
+    assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
+    assert f"tiny-gemma2 on {backend}" in done.stderr
+    assert "should be imported before" not in done.stderr
+    return [json.loads(line) for line in (cwd / out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_four_bit_stages_agree_with_transformers_and_are_evaluated(tmp_path):
+    """load in 4 bit -> LoRA -> generate -> stage1 -> save -> stage2 -> save -> reload -> eval. Both backends take the
+    same steps on the same samples: stock layers, so metrics agree to rounding."""
+    runs = [four_bit_stage("stage1", backend, backend, tmp_path) for backend in ("unsloth", "transformers")]
+    assert {path.name for path in tmp_path.iterdir()} == {"unsloth", "transformers"}, "no compiled cache beside them"
+    first = [next(m for m in run if m["step"] == 0) for run in runs]
     assert first[0] == first[1]
-    for ours, theirs in zip(*([m for m in runs[b] if "loss" in m] for b in runs), strict=True):
-        for key in ("loss", "grad_norm", "acc_t1", "acc_t2", "kl_t2", "entropy"):
+    for ours, theirs in zip(*([m for m in run if "loss" in m] for run in runs), strict=True):
+        for key in ("loss", "grad_norm", "acc_t1", "acc_t2", "kl_t1", "kl_t2", "entropy"):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-5), key
-    adapters = [json.loads((tmp_path / b / "adapter_config.json").read_text()) for b in runs]
+    adapters = [json.loads((tmp_path / b / "adapter_config.json").read_text()) for b in ("unsloth", "transformers")]
     assert adapters[0]["r"] == adapters[1]["r"] == 8
-    kl = [m["kl_t1"] for m in runs["unsloth"] if "kl_t1" in m]
+    kl = [m["kl_t1"] for m in runs[0] if "kl_t1" in m]
     assert abs(kl[0]) < 1e-6
     assert kl[1] > 0
-
-
-def test_four_bit_run_through_unsloth_is_evaluated(tmp_path):
-    """load in 4 bit -> LoRA -> generate -> train -> save -> reload -> eval."""
-    flags = [*QUICK, "--set", "model.backend=unsloth", "--set", "model.load_in_4bit=true"]
-    flags += ["--set", "rollout.max_new_tokens=12", "--set", "stage2.samples_per_question=2"]
-    done = scorefast("stage2", "--data", SHIPPED, *flags, "--out", "run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    done = scorefast("eval", "base", "run", "--data", SHIPPED, "--json", cwd=tmp_path)
+    four_bit_stage("stage2", "unsloth", "second", tmp_path, "--from", "unsloth")
+    done = scorefast("eval", "base", "unsloth", "second", "--data", SHIPPED, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)["results"]
-    assert [r["n"] for r in results] == [12, 12]
+    assert [r["n"] for r in results] == [12, 12, 12]
     assert results[0]["acc_t1"] > 0, "a 4-bit base still adds"
+
+
+LOGITS = """
+import json, sys
+from scorefast.recipe import load_recipe
+settings = load_recipe("tiny-cpu", json.loads(sys.argv[1]))
+from scorefast.model import import_backend, load_policy
+import_backend(settings.model)
+import torch
+policy, ids = load_policy(settings), torch.tensor([json.loads(sys.argv[2])])
+with torch.no_grad():
+    torch.save(policy.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits, sys.argv[3])
+"""
+
+
+def test_unsloth_has_the_logits_of_transformers_in_four_bit(chat, tmp_path):
+    reply = chat.reply("The answer is 579")
+    prompt = chat.first_turn("What is 123 + 456?") + reply + chat.next_turn(reply)
+    ids = torch.tensor([prompt])
+
+    def by_transformers(*keys: str) -> torch.Tensor:
+        with torch.no_grad():
+            model = load_policy(load_recipe("tiny-cpu", [*keys, "model.backend=transformers"])).model
+            return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+
+    given = [json.dumps([FOUR_BIT[0], "model.backend=unsloth"]), json.dumps(prompt), str(tmp_path / "logits.pt")]
+    command = [sys.executable, "-c", LOGITS, *given]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    theirs = by_transformers(FOUR_BIT[0])
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt", weights_only=True), theirs, rtol=1e-4, atol=1e-4)
+    assert (theirs - by_transformers()).abs().max() > 0.1, "4 bit is something else than 32"
