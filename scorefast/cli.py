@@ -104,7 +104,7 @@ def prepare(
     if is_prepared(source):
         raise UserError(f"{source}: already prepared; give the file it was made from")
     writer = runs.open_checkpoint(sample_from) if sample_from not in (None, "base") else None
-    settings = _recipe(recipe, [*(set_ or []), *_data_flags(columns, on_error, grader)], seed, console, writer)
+    settings = _recipe(recipe, [*(set_ or []), *_data_flags(columns, on_error, grader)], seed, console, writer, False)
     for name in (source, against):
         if name and not is_prepared(name):
             source_files(name)
@@ -337,7 +337,7 @@ def eval_(
     console = _console(quiet)
     opened = [None if text == "base" else runs.open_checkpoint(text) for text in checkpoints]
     flags = _data_flags(columns, on_error, grader)
-    settings = _recipe(recipe, [*(set_ or []), *flags], seed, console, next((c for c in opened if c), None))
+    settings = _recipe(recipe, [*(set_ or []), *flags], seed, console, next((c for c in opened if c), None), False)
     for checkpoint in opened:
         if checkpoint is not None:
             runs.require_same_terms(checkpoint, settings)
@@ -375,7 +375,7 @@ def chat(
 
     console = _console(quiet)
     opened = None if checkpoint == "base" else runs.open_checkpoint(checkpoint)
-    settings = _recipe(recipe, set_, None, console, opened)
+    settings = _recipe(recipe, set_, None, console, opened, rewards=False)
     if opened is not None:
         runs.require_same_terms(opened, settings)
     with _work(console, settings):
@@ -421,12 +421,24 @@ def _console(quiet: bool) -> Console:
     return console
 
 
-def _recipe(source: str, set_: list[str] | None, seed: int | None, console: Console, start: Any = None) -> Recipe:
-    """The named recipe; `auto` is the recipe of the checkpoint that is given, else the one that fits this machine."""
+def _recipe(
+    source: str, set_: list[str] | None, seed: int | None, console: Console, start: Any = None, rewards: bool = True
+) -> Recipe:
+    """The named recipe; `auto` is the recipe of the checkpoint that is given, else the one that fits this machine.
+
+    rewards: whether the command calls the reward function, which a folder of somebody else's must not choose.
+    """
     overrides = [*(set_ or []), *([f"seed={seed}"] if seed is not None else [])]
     if source == "auto" and start is not None and start.recipe is not None:
         console.print(f"recipe: that of {start.path}")
-        return load_recipe(str(start.path / "recipe.yaml"), overrides)
+        inherited = load_recipe(str(start.path / "recipe.yaml"), overrides)
+        given = any(text.partition("=")[0].strip() in ("reward", "reward.function") for text in overrides)
+        if rewards and inherited.reward.function is not None and not given:
+            raise UserError(
+                f"{start.path}: its recipe names code to run, reward.function = {inherited.reward.function!r}; "
+                f"if you want that, say so: --reward {shlex.quote(inherited.reward.function)}"
+            )
+        return inherited
     if source == "auto":
         source = _recipe_for_this_machine()
     console.print(f"recipe: {source}")

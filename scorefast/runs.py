@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scorefast.recipe import Recipe, UserError, dump_recipe, load_recipe, model_path
+from scorefast.untrusted import require_sound_folder
 
 # What must be the same from one run to the next that starts from it: how questions are split, asked and graded.
 TERMS = ("data.test_fraction", "data.validation_fraction", "prompt", "reward.grader")
@@ -32,6 +33,7 @@ def open_checkpoint(text: str) -> Checkpoint:
     path = Path(text)
     if not path.is_dir():
         raise UserError(f"{text}: no such checkpoint folder")
+    require_sound_folder(path)
     recipe = load_recipe(str(path / RECIPE)) if (path / RECIPE).is_file() else None
     name = f"{path.resolve().parent.name}/{path.name}" if path.name.startswith("checkpoint-") else path.resolve().name
     if (path / "adapter_config.json").is_file() and (path / "adapter_model.safetensors").is_file():

@@ -6,6 +6,9 @@ Nothing here runs code that a file names, follows a path out of a folder, or tak
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ LARGEST_RECIPE = 100_000  # bytes of YAML; the longest shipped recipe has 6,000
 LARGEST_JSON = 2**24  # bytes of a configuration or an index of weights
 LARGEST_TOKENIZER = 2**27  # bytes; Gemma's has 34 million
 LARGEST_TEMPLATE = 100_000  # characters of a chat template
+MOST_LAYERS = 1000
 NODES, DEPTH = 10_000, 50  # of YAML, its aliases written out
 
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt"}
@@ -128,6 +132,26 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(one_line(error)) from None
 
 
+@contextmanager
+def bounded_work(lines: int) -> Iterator[None]:
+    """Raises RuntimeError where what is done inside runs more than that many lines of Python: a program of somebody
+    else's, such as a chat template, then ends, on any thread and system."""
+    left, before = lines, sys.gettrace()
+
+    def count(frame: Any, event: str, _: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise RuntimeError(f"takes more than {lines:,} lines of Python")
+        return count
+
+    sys.settrace(count)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
 def require_sound_folder(folder: Path) -> None:
     """Raises UserError where a model's or an adapter's folder holds what must not reach the libraries that load it:
     weights that are a pickle or damaged, an index that leads out of the folder, code or a model of its own to fetch."""
@@ -135,8 +159,7 @@ def require_sound_folder(folder: Path) -> None:
         if path.name in TOKENIZER_FILES:
             _require_size(path, LARGEST_TOKENIZER)
         elif path.suffix == ".jinja":
-            read_template = read_text(path, 4 * LARGEST_TEMPLATE)
-            require_short_template(read_template, str(path))
+            require_short_template(read_text(path, 4 * LARGEST_TEMPLATE), str(path))
         elif path.suffix == ".safetensors":
             _require_safetensors(path)
         elif path.name.endswith("_config.json") or path.name in ("config.json", "special_tokens_map.json"):
@@ -198,10 +221,18 @@ def _require_plain_model(path: Path) -> None:
     config = read_json(path)
     if (path.parent / "adapter_config.json").is_file():
         raise UserError(f"{path.parent}: holds a model and an adapter; keep each in a folder of its own")
-    attention = config.get("attn_implementation") or config.get("_attn_implementation")
-    if "/" in str(attention) or config.get("transformers_weights") is not None:
-        key = "attn_implementation" if "/" in str(attention) else "transformers_weights"
-        raise UserError(f"{path}: {key} names something to be fetched or read elsewhere; remove that key")
+    for key, value in _leaves(config):
+        if key.endswith("layers") and isinstance(value, int) and value > MOST_LAYERS:
+            raise UserError(f"{path}: {key} is {shortened(str(value), 30)}; at most {MOST_LAYERS}")
+        if (key.endswith("attn_implementation") and "/" in str(value)) or (key == "transformers_weights" and value):
+            raise UserError(f"{path}: {key} names something to be fetched or read elsewhere; remove that key")
+
+
+def _leaves(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value)
+        yield key, value
 
 
 def _require_plain_lora(path: Path) -> None:
@@ -210,3 +241,15 @@ def _require_plain_lora(path: Path) -> None:
         raise UserError(f"{path}: peft_type is {shortened(repr(config.get('peft_type')), 100)}; expected LORA")
     if config.get("megatron_config") is not None:  # PEFT would import the module that megatron_core names
         raise UserError(f"{path}: megatron_config is set, which names code to be imported; remove that key")
+    weights = path.parent / "adapter_model.safetensors"
+    pattern = config.get("rank_pattern") or {}
+    ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else [pattern])]
+    if weights.is_file() and not all(isinstance(rank, int) and rank <= _largest_rank(weights) for rank in ranks):
+        raise UserError(f"{path}: r or rank_pattern is larger than any matrix of {weights.name}, or no number")
+
+
+def _largest_rank(weights: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(weights, framework="np") as tensors:
+        return max((tensors.get_slice(name).get_shape()[0] for name in tensors.keys() if ".lora_A." in name), default=0)  # noqa: SIM118
