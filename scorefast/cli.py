@@ -383,13 +383,14 @@ def chat(
 
         policy = load_policy(settings, opened)
     from scorefast.chat import converse, pipe
+    from scorefast.report import InertConsole
 
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     if as_json or not sys.stdin.isatty():
-        if isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(errors="replace")
         pipe(policy, settings, sys.stdin, sys.stdout)
     else:
-        converse(policy, settings, Console())
+        converse(policy, settings, InertConsole())
 
 
 @app.command()
@@ -414,8 +415,9 @@ def export(
 
 
 def _console(quiet: bool) -> Console:
-    quiet = quiet or _rank() != 0
-    console = Console(stderr=True, quiet=quiet, markup=False, highlight=False)
+    from scorefast.report import InertConsole
+
+    console = InertConsole(stderr=True, quiet=quiet or _rank() != 0)
     if not console.is_terminal:
         console.width = 160  # a log file has room for the table
     return console
