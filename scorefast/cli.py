@@ -26,6 +26,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+# The last one keeps transformers from asking the hub to convert a model that has no safetensors.
+TELEMETRY_OFF = (
+    "DO_NOT_TRACK",
+    "HF_HUB_DISABLE_TELEMETRY",
+    "UNSLOTH_DISABLE_STATISTICS",
+    "DISABLE_SAFETENSORS_CONVERSION",
+)
+
 SOURCES = "CSV, TSV, JSON, JSONL or Parquet file (also .gz, .zst), a folder of them, or hub:owner/name"
 DataOption = Annotated[str, typer.Option("--data", help=f"{SOURCES}; or a folder made by `prepare`.")]
 ColumnsOption = Annotated[
@@ -52,6 +60,8 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr bu
 
 def main() -> NoReturn:
     """Exit codes: 0 done, 1 failure, 2 bad usage or input, 130 / 143 interrupted (SIGINT / SIGTERM)."""
+    for name in TELEMETRY_OFF:
+        os.environ.setdefault(name, "1")  # before the libraries are imported that read them
     try:
         app()
     except UserError as error:

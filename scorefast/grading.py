@@ -227,7 +227,7 @@ _DENIAL = re.compile(
 )
 _NO_DENIAL = re.compile(r"\b(?:no|not a|without a?) ?doubt\b")
 _DENIED_AFTER = re.compile(
-    r"[^\s.,]*\s?(?:\S+\s)?(?:(?:은|는|이|가)\s)?(?:아니(?!면)|아닙|아닌|틀)"
+    r"[^\s.,]{0,60}\s?(?:\S{1,60}\s)?(?:(?:은|는|이|가)\s)?(?:아니(?!면)|아닙|아닌|틀)"
     r"|\s(?:is|was|are|would be)\s(?:not|wrong|incorrect|false)\b|\s(?:isn't|wasn't|aren't)\b"
 )
 _LIST = re.compile(r"[^,/·;]+(?:[,/·;][^,/·;]+){2,}|[^\s/]+\s?/\s?[^\s/]+")  # three names, or two with a stroke

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,13 @@ def shortened(text: str, most: int = 300) -> str:
     """The text on one line, its middle left out where it is long."""
     line = " ".join(text[: 10 * most].split())
     return line if len(line) <= most and len(text) <= 10 * most else f"{line[: most - 3]}..."
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Names in a line, of many the first."""
+    every = list(names)
+    more = f" and {len(every) - 20} more" if len(every) > 20 else ""
+    return ", ".join(shortened(str(name), 50) for name in every[:20]) + more
 
 
 def one_line(error: BaseException) -> str:

@@ -220,7 +220,7 @@ def test_bad_input_is_one_line_and_exit_code_two(tmp_path, arguments, message):
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn/adapter_config.json").write_text("{}")
     (tmp_path / "torn/adapter_model.safetensors").write_bytes(b"")
-    done = scorefast(*[SHIPPED if a == "DATA" else a for a in arguments], cwd=tmp_path)
+    done = scorefast(*[SHIPPED if a == "DATA" else a for a in arguments], cwd=tmp_path, offline=True)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
