@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-from collections.abc import Callable, Iterable
+import os
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
 import torch
-from rich.console import Console
 from rich.text import Text
 from transformers.generation.streamers import BaseStreamer
 
 from scorefast.model import Policy, generate
 from scorefast.recipe import Recipe
-from scorefast.report import printable
+from scorefast.report import InertConsole, printable
+from scorefast.untrusted import shortened
 
 HELP = """Type a question. The model answers, is asked to check itself, and answers again.
 /again   another correction turn on the last answer
@@ -25,6 +27,9 @@ HELP = """Type a question. The model answers, is asked to check itself, and answ
 /save F  write the conversation to the file F as JSON lines
 /help    this text
 /quit    leave (or Ctrl-D)"""
+
+
+CHARACTERS_A_TOKEN = 100  # far more than any language needs: what is longer is not even split into tokens
 
 
 @dataclass
@@ -50,7 +55,16 @@ class Speaker:
     def __init__(self, policy: Policy, recipe: Recipe):
         self.policy, self.recipe = policy, recipe
 
+    @property
+    def most_characters(self) -> int:
+        return CHARACTERS_A_TOKEN * self.recipe.model.max_seq_length
+
     def ask(self, exchange: Exchange, on_text: Callable[[str], None] | None = None) -> None:
+        if len(exchange.question) > self.most_characters:
+            raise TooLong(
+                f"a question has at most {self.most_characters} characters ({CHARACTERS_A_TOKEN} for each of "
+                f"model.max_seq_length = {self.recipe.model.max_seq_length} tokens)"
+            )
         self._attempt(exchange, self.policy.chat.first_turn(exchange.question), on_text)
 
     def correct(self, exchange: Exchange, on_text: Callable[[str], None] | None = None) -> None:
@@ -96,10 +110,19 @@ class TextChunks(BaseStreamer):
         pass
 
 
-def pipe(policy: Policy, recipe: Recipe, lines: Iterable[str], out: TextIO) -> None:
+def bounded_lines(stream: TextIO, most: int) -> Iterator[str]:
+    """Lines, of a longer one the first `most` characters: what follows is read and forgotten."""
+    while line := stream.readline(most):
+        rest = line
+        while len(rest) == most and not rest.endswith("\n"):
+            rest = stream.readline(most)
+        yield line
+
+
+def pipe(policy: Policy, recipe: Recipe, stream: TextIO, out: TextIO) -> None:
     """One question a line in, one JSON object a line out; a question that does not fit gets {"error": ...}."""
     speaker = Speaker(policy, recipe)
-    for line in lines:
+    for line in bounded_lines(stream, speaker.most_characters + 2):  # a character too many, and the line's end
         question = line.strip()
         if not question:
             continue
@@ -109,18 +132,18 @@ def pipe(policy: Policy, recipe: Recipe, lines: Iterable[str], out: TextIO) -> N
             speaker.correct(exchange)
             content = exchange.as_json()
         except TooLong as error:
-            content = {"question": question, "error": str(error)}
+            content = {"question": shortened(question), "error": str(error)}
         out.write(json.dumps(content, ensure_ascii=False) + "\n")
         out.flush()
 
 
-def converse(policy: Policy, recipe: Recipe, console: Console) -> None:
+def converse(policy: Policy, recipe: Recipe, console: InertConsole) -> None:
     """The interactive loop: Ctrl-C stops a reply, Ctrl-D or /quit leaves."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # line editing and history for input()
     speaker = Speaker(policy, recipe)
     record: list[Exchange] = []
-    console.print(f"{recipe.model.name}; /help lists the commands", style="dim", highlight=False)
+    console.print(f"{recipe.model.name}; /help lists the commands", style="dim")
     while True:
         try:
             line = console.input("[bold]you>[/bold] ").strip()
@@ -137,15 +160,15 @@ def converse(policy: Policy, recipe: Recipe, console: Console) -> None:
         except KeyboardInterrupt:
             console.print("\n(stopped)", style="dim")
         except TooLong as error:
-            console.print(str(error), style="red", highlight=False)
+            console.print(str(error), style="red")
 
 
-def _handle(line: str, speaker: Speaker, record: list[Exchange], console: Console) -> None:
+def _handle(line: str, speaker: Speaker, record: list[Exchange], console: InertConsole) -> None:
     command, _, argument = line.partition(" ")
     if not line:
         return
     if command == "/help":
-        console.print(HELP, highlight=False, markup=False)
+        console.print(HELP)
     elif command == "/reset":
         record.clear()
         console.print("forgotten", style="dim")
@@ -157,7 +180,7 @@ def _handle(line: str, speaker: Speaker, record: list[Exchange], console: Consol
         else:
             console.print("nothing to correct yet: ask a question first", style="dim")
     elif line.startswith("/"):
-        console.print(f"no command {printable(command)}: /help lists them", style="dim", markup=False, highlight=False)
+        console.print(f"no command {command}: /help lists them", style="dim")
     else:
         exchange = Exchange(line)
         _stream(console, "first ", lambda on_text: speaker.ask(exchange, on_text))
@@ -165,13 +188,13 @@ def _handle(line: str, speaker: Speaker, record: list[Exchange], console: Consol
         _show_attempt(exchange, speaker, console)
 
 
-def _show_attempt(exchange: Exchange, speaker: Speaker, console: Console) -> None:
+def _show_attempt(exchange: Exchange, speaker: Speaker, console: InertConsole) -> None:
     label = "second" if len(exchange.attempts) == 1 else f"no. {len(exchange.attempts) + 1} "
     _stream(console, label, lambda on_text: speaker.correct(exchange, on_text))
     console.print(changes(*exchange.attempts[-2:]))
 
 
-def _stream(console: Console, label: str, run: Callable[[Callable[[str], None]], None]) -> None:
+def _stream(console: InertConsole, label: str, run: Callable[[Callable[[str], None]], None]) -> None:
     console.print(Text(f"{label} ", style="dim"), end="")
     run(lambda text: console.print(Text(printable(text)), end="", soft_wrap=True))
     console.print()
@@ -196,15 +219,27 @@ def changes(before: str, after: str) -> Text:
     return text
 
 
-def _save(record: list[Exchange], name: str, console: Console) -> None:
+def _save(record: list[Exchange], name: str, console: InertConsole) -> None:
     if not name:
         console.print("/save needs a file name", style="dim")
         return
+    lines = [json.dumps(exchange.as_json(), ensure_ascii=False) + "\n" for exchange in record]
     try:
-        with Path(name).expanduser().open("x", encoding="utf-8") as file:
-            for exchange in record:
-                file.write(json.dumps(exchange.as_json(), ensure_ascii=False) + "\n")
-    except OSError as error:
-        console.print(f"{printable(name)}: {error.strerror}", style="red", markup=False, highlight=False)
+        write_private(Path(name).expanduser(), "".join(lines))
+    except (OSError, RuntimeError, ValueError) as error:  # the last two: ~nobody, and a name that none can have
+        console.print(f"{name}: {getattr(error, 'strerror', None) or error}", style="red")
     else:
-        console.print(f"saved {len(record)} exchanges to {printable(name)}", style="dim", markup=False, highlight=False)
+        console.print(f"saved {len(record)} exchanges to {name}", style="dim")
+
+
+def write_private(path: Path, text: str) -> None:
+    """A new file that only its owner may read, there as a whole or not at all. FileExistsError where one is there."""
+    descriptor, beside = tempfile.mkstemp(prefix=".scorefast-", dir=path.parent)  # with mode 0600
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(descriptor)
+        os.link(beside, path)  # which, unlike a rename, replaces nothing
+    finally:
+        os.unlink(beside)

@@ -28,6 +28,14 @@ app = typer.Typer(
 )
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+# The last one keeps transformers from asking the hub to convert a model that has no safetensors.
+TELEMETRY_OFF = (
+    "DO_NOT_TRACK",
+    "HF_HUB_DISABLE_TELEMETRY",
+    "UNSLOTH_DISABLE_STATISTICS",
+    "DISABLE_SAFETENSORS_CONVERSION",
+)
+
 SOURCES = "CSV, TSV, JSON, JSONL or Parquet file (also .gz, .zst), a folder of them, or hub:owner/name"
 DataOption = Annotated[str, typer.Option("--data", help=f"{SOURCES}; or a folder made by `prepare`.")]
 ColumnsOption = Annotated[
@@ -57,6 +65,8 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr bu
 
 def main() -> NoReturn:
     """Exit codes: 0 done, 1 failure, 2 bad usage or input, 130 / 143 interrupted (SIGINT / SIGTERM)."""
+    for name in TELEMETRY_OFF:
+        os.environ.setdefault(name, "1")  # before the libraries are imported that read them
     try:
         app()
     except UserError as error:
@@ -115,7 +125,7 @@ def prepare(
     if is_prepared(source):
         raise UserError(f"{source}: already prepared; give the file it was made from")
     writer = runs.open_checkpoint(sample_from) if sample_from not in (None, "base") else None
-    settings = _recipe(recipe, [*(set_ or []), *_data_flags(columns, on_error, grader)], seed, console, writer)
+    settings = _recipe(recipe, [*(set_ or []), *_data_flags(columns, on_error, grader)], seed, console, writer, False)
     for name in (source, against):
         if name and not is_prepared(name):
             source_files(name)
@@ -370,7 +380,7 @@ def eval_(
     console = _console(quiet)
     opened = [None if text == "base" else runs.open_checkpoint(text) for text in checkpoints]
     flags = _data_flags(columns, on_error, grader)
-    settings = _recipe(recipe, [*(set_ or []), *flags], seed, console, next((c for c in opened if c), None))
+    settings = _recipe(recipe, [*(set_ or []), *flags], seed, console, next((c for c in opened if c), None), False)
     for checkpoint in opened:
         if checkpoint is not None:
             runs.require_same_terms(checkpoint, settings)
@@ -408,7 +418,7 @@ def chat(
 
     console = _console(quiet)
     opened = None if checkpoint == "base" else runs.open_checkpoint(checkpoint)
-    settings = _recipe(recipe, set_, None, console, opened)
+    settings = _recipe(recipe, set_, None, console, opened, rewards=False)
     if opened is not None:
         runs.require_same_terms(opened, settings)
     with _work(console, settings):
@@ -416,13 +426,14 @@ def chat(
 
         policy = load_policy(settings, opened)
     from scorefast.chat import converse, pipe
+    from scorefast.report import InertConsole
 
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     if as_json or not sys.stdin.isatty():
-        if isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(errors="replace")
         pipe(policy, settings, sys.stdin, sys.stdout)
     else:
-        converse(policy, settings, Console())
+        converse(policy, settings, InertConsole())
 
 
 @app.command()
@@ -447,19 +458,32 @@ def export(
 
 
 def _console(quiet: bool) -> Console:
-    quiet = quiet or _rank() != 0
-    console = Console(stderr=True, quiet=quiet, markup=False, highlight=False)
+    from scorefast.report import InertConsole
+
+    console = InertConsole(stderr=True, quiet=quiet or _rank() != 0)
     if not console.is_terminal:
         console.width = 160  # a log file has room for the table
     return console
 
 
-def _recipe(source: str, set_: list[str] | None, seed: int | None, console: Console, start: Any = None) -> Recipe:
-    """The named recipe; `auto` is the recipe of the checkpoint that is given, else the one that fits this machine."""
+def _recipe(
+    source: str, set_: list[str] | None, seed: int | None, console: Console, start: Any = None, rewards: bool = True
+) -> Recipe:
+    """The named recipe; `auto` is the recipe of the checkpoint that is given, else the one that fits this machine.
+
+    rewards: whether the command calls the reward function, which a folder of somebody else's must not choose.
+    """
     overrides = [*(set_ or []), *([f"seed={seed}"] if seed is not None else [])]
     if source == "auto" and start is not None and start.recipe is not None:
         console.print(f"recipe: that of {start.path}")
-        return load_recipe(str(start.path / "recipe.yaml"), overrides)
+        inherited = load_recipe(str(start.path / "recipe.yaml"), overrides)
+        given = any(text.partition("=")[0].strip() in ("reward", "reward.function") for text in overrides)
+        if rewards and inherited.reward.function is not None and not given:
+            raise UserError(
+                f"{start.path}: its recipe names code to run, reward.function = {inherited.reward.function!r}; "
+                f"if you want that, say so: --reward {shlex.quote(inherited.reward.function)}"
+            )
+        return inherited
     if source == "auto":
         source = _recipe_for_this_machine()
     console.print(f"recipe: {source}")

@@ -131,7 +131,7 @@ def evaluate_checkpoints(
     if len(set(names)) < len(names):
         names = [str(checkpoint.path) if checkpoint else "base" for checkpoint in checkpoints]
     for name, checkpoint in zip(names, checkpoints, strict=True):
-        with console.status(f"evaluating {name}"):
+        with console.status(report.printable(f"evaluating {name}")):
             graded, rates = _evaluate_one(checkpoint, recipe, examples, with_probe)
         named.append((name, graded))
         if rates is not None:

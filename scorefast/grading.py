@@ -26,6 +26,7 @@ from scorefast.answers import (
     parse_number,
     plain,
     reference_number,
+    remembered,
 )
 from scorefast.data import normalized
 from scorefast.math_worker import MathWorker
@@ -75,7 +76,7 @@ _FORMULA = re.compile(
 )
 
 
-@lru_cache(maxsize=65_536)
+@remembered
 def auto_grader(reference: str) -> Chosen:
     """The grader that fits a reference answer: numeric where it ends on a number, choice for a letter A to E alone,
     math for LaTeX and formulas, else exact."""
@@ -227,7 +228,7 @@ _DENIAL = re.compile(
 )
 _NO_DENIAL = re.compile(r"\b(?:no|not a|without a?) ?doubt\b")
 _DENIED_AFTER = re.compile(
-    r"[^\s.,]*\s?(?:\S+\s)?(?:(?:은|는|이|가)\s)?(?:아니(?!면)|아닙|아닌|틀)"
+    r"[^\s.,]{0,60}\s?(?:\S{1,60}\s)?(?:(?:은|는|이|가)\s)?(?:아니(?!면)|아닙|아닌|틀)"
     r"|\s(?:is|was|are|would be)\s(?:not|wrong|incorrect|false)\b|\s(?:isn't|wasn't|aren't)\b"
 )
 _LIST = re.compile(r"[^,/·;]+(?:[,/·;][^,/·;]+){2,}|[^\s/]+\s?/\s?[^\s/]+")  # three names, or two with a stroke

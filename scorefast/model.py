@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from scorefast.kernels.reference import log_softmax_head
 from scorefast.prompts import ChatFormat
 from scorefast.recipe import PACKAGE, Model, Recipe, UserError, model_path
 from scorefast.runs import RECIPE, Checkpoint
+from scorefast.untrusted import one_line, require_short_template, require_sound_folder, shortened
 
 CONFIGS = PACKAGE / "assets" / "configs"  # of models that recipes name, so that they can be planned for offline
 
@@ -85,12 +86,16 @@ def import_backend(settings: Model) -> None:
 def load_tokenizer(name: str, *, download: bool = True) -> Any:
     from transformers import AutoTokenizer
 
+    _require_sound(model_path(name))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path(name), local_files_only=not download)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {name!r}: no tokenizer to be had: {str(error).splitlines()[0]}") from None
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_path(name), local_files_only=not download, trust_remote_code=False
+        )
+    except Exception as error:  # somebody else's files: they can fail in any way
+        raise UserError(f"model {name!r}: no tokenizer to be had: {one_line(error)}") from None
     if tokenizer.chat_template is None:
         raise UserError(f"model {name!r} has no chat template; use an instruction-tuned model")
+    require_short_template(str(tokenizer.chat_template), f"model {name!r}")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -110,10 +115,17 @@ def load_config(name: str) -> Any:
     from transformers import AutoConfig
 
     shipped = CONFIGS / name.replace("/", "--")
+    path = str(shipped) if shipped.is_dir() else model_path(name)
+    _require_sound(path)
     try:
-        return AutoConfig.from_pretrained(str(shipped) if shipped.is_dir() else model_path(name))
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {name!r}: no configuration to be had: {str(error).splitlines()[0]}") from None
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # somebody else's file: it can fail in any way
+        raise UserError(f"model {name!r}: no configuration to be had: {one_line(error)}") from None
+
+
+def _require_sound(path: str) -> None:
+    if Path(path).is_dir():
+        require_sound_folder(Path(path))
 
 
 def load_policy(recipe: Recipe, checkpoint: Checkpoint | None = None, *, trainable: bool = False) -> Policy:
@@ -167,12 +179,22 @@ def _train_all_but_embeddings(model: Any) -> None:
 
 def _add_saved_adapter(model: Any, folder: Path, trainable: bool) -> Any:
     from peft import PeftModel
-    from safetensors import SafetensorError
 
+    require_sound_folder(folder)
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder}: this adapter cannot be loaded: {str(error).splitlines()[0]}") from None
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        loaded = adapted.load_adapter(str(folder), "default", is_trainable=trainable)  # again: this one tells
+    except Exception as error:  # of another base, or damaged: it can fail in any way
+        raise UserError(f"{folder}: this adapter cannot be loaded: {one_line(error)}") from None
+    _require_same_names(str(folder), loaded.missing_keys, loaded.unexpected_keys)
+    return adapted
+
+
+def _require_same_names(path: str, missing: Iterable[str], foreign: Iterable[str]) -> None:
+    """The libraries leave out what they do not know, and make up what they do not find."""
+    for names, what in ((sorted(missing), "are missing"), (sorted(foreign), "are not known to the model")):
+        if names:
+            raise UserError(f"{path}: {len(names)} tensors {what}, the first is {shortened(names[0], 100)}")
 
 
 def _require_plain_head(policy: Policy) -> None:
@@ -191,38 +213,67 @@ def _require_plain_head(policy: Policy) -> None:
 
 
 def _load_base(settings: Model, backend: str, path: str) -> Any:
-    from safetensors import SafetensorError
-
+    _require_sound(path)
     dtype = getattr(torch, settings.dtype)
+    load = _load_with_unsloth if backend == "unsloth" else _load_with_transformers
     try:
-        if backend == "unsloth":
-            model = _load_with_unsloth(settings, path, dtype)
-        else:
-            model = _load_with_transformers(settings, path, dtype)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise UserError(f"model {path}: cannot be loaded: {str(error).splitlines()[0]}") from None
+        model, missing, foreign = load(settings, path, dtype)
+    except Exception as error:  # somebody else's files: they can fail in any way
+        raise UserError(f"model {path}: cannot be loaded: {one_line(error)}") from None
+    _require_same_names(f"model {path}", missing, foreign)
     _return_hidden_on_request(model)
     return model
 
 
-def _load_with_transformers(settings: Model, path: str, dtype: torch.dtype) -> Any:
+def _load_with_transformers(settings: Model, path: str, dtype: torch.dtype) -> tuple[Any, set[str], set[str]]:
+    """The model, and the names of tensors that it lacked and that it had no use for."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    eager = {"attn_implementation": "eager"} if _caps_attention(AutoConfig.from_pretrained(path)) else {}
-    return AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, quantization_config=_four_bit(settings, dtype), **eager
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    eager = {"attn_implementation": "eager"} if _caps_attention(config) else {}
+    _require_weights_for(config, Path(path))
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=dtype,
+        quantization_config=_four_bit(settings, dtype),
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **eager,
     )
+    model, told = loaded
+    quantized = getattr(config, "quantization_config", None) is not None  # it stores more than it names
+    return model, told["missing_keys"], set() if quantized else told["unexpected_keys"]
 
 
-def _load_with_unsloth(settings: Model, path: str, dtype: torch.dtype) -> Any:
+def _require_weights_for(config: Any, folder: Path) -> None:
+    """Raises ValueError where a folder's configuration tells of far more parameters than its files can hold: memory
+    for them would be taken before the first is missed. (Nothing is stored at less than 2 bits a parameter.)"""
+    from transformers import AutoModelForCausalLM
+
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if stored:
+        with torch.device("meta"):
+            told = AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
+        if told > 4 * stored:
+            raise ValueError(f"config.json tells of {told:,} parameters, the weights have {stored:,} bytes")
+
+
+def _load_with_unsloth(settings: Model, path: str, dtype: torch.dtype) -> tuple[Any, set[str], set[str]]:
+    """As above; but what was missing, Unsloth does not tell."""
     from unsloth import FastLanguageModel
 
     model, _ = FastLanguageModel.from_pretrained(
-        path, max_seq_length=settings.max_seq_length, dtype=dtype, load_in_4bit=settings.load_in_4bit
+        path,
+        max_seq_length=settings.max_seq_length,
+        dtype=dtype,
+        load_in_4bit=settings.load_in_4bit,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
     if _caps_attention(model.config) and not torch.cuda.is_available():  # on CUDA, Unsloth's own attention caps
         model.set_attn_implementation("eager")
-    return model
+    return model, set(), set()
 
 
 def shape_of_policy(recipe: Recipe, fake: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_args
 
 from scorefast.recipe import Data, GraderName, UserError
 from scorefast.sources import Rows
+from scorefast.untrusted import listed, shortened
 
 COLUMNS = ("question", "original_answer", "correct_answer")
 OPTIONAL = ("grader", "original_answer_by")
@@ -41,7 +42,7 @@ def _messages(row: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(messages, str):
         try:
             messages = json.loads(messages)
-        except ValueError:
+        except (ValueError, RecursionError):  # malformed, or nested too deeply
             raise ValueError("messages are not JSON") from None
     if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) and "role" in m for m in messages):
         raise ValueError("messages are not a list of objects with role and content")
@@ -49,9 +50,7 @@ def _messages(row: Mapping[str, Any]) -> dict[str, Any]:
     turns = [m for m in messages if m["role"] != "system"]
     roles = [m["role"] for m in turns]
     if roles not in (["user", "assistant"], ["user", "assistant"] * 2):
-        raise ValueError(
-            f"messages go {', '.join(map(str, roles)) or 'nowhere'}; expected user, assistant once or twice"
-        )
+        raise ValueError(f"messages go {listed(roles) or 'nowhere'}; expected user, assistant once or twice")
     contents = [m.get("content") for m in turns]
     question = "\n\n".join([*system, str(contents[0] or "")])
     return {
@@ -80,24 +79,21 @@ def find_preset(file: str, columns: Iterable[str], settings: Data) -> Preset:
     here = list(columns)
     found = [*here, *settings.columns]
     if wrong := [new for new in settings.columns if new not in (*COLUMNS, *OPTIONAL)]:
-        raise UserError(
-            f"columns: {wrong[0]}: expected one of {', '.join((*COLUMNS, *OPTIONAL))}, as in question=problem"
-        )
+        ours = ", ".join((*COLUMNS, *OPTIONAL))
+        raise UserError(f"columns: {shortened(wrong[0], 50)}: expected one of {ours}, as in question=problem")
     if missing := [old for old in settings.columns.values() if old not in here]:
-        raise UserError(f"{file}: has no column {missing[0]!r}; it has {', '.join(here)}")
+        raise UserError(f"{file}: has no column {shortened(missing[0], 50)!r}; it has {listed(here)}")
     if settings.preset != "auto":
         preset = PRESETS[settings.preset]
         if missing := [name for name in preset.needs if name not in found]:
-            raise UserError(
-                f"{file}: preset {settings.preset} needs the column {missing[0]}; it has {', '.join(found)}"
-            )
+            raise UserError(f"{file}: preset {settings.preset} needs the column {missing[0]}; it has {listed(found)}")
         return preset
     for preset in PRESETS.values():
         if all(name in found for name in preset.needs):
             return preset
     known = "; ".join(f"{', '.join(p.needs)} ({name})" for name, p in PRESETS.items())
     raise UserError(
-        f"{file}: has the columns {', '.join(found) or '(none)'}; expected {known}; "
+        f"{file}: has the columns {listed(found) or '(none)'}; expected {known}; "
         "or name yours: --columns question=...,correct_answer=..."
     )
 
@@ -115,7 +111,7 @@ def parse_rows(
     here = {name: rows.column(renames.get(name, name)) for name in names if name in known}
     read: Mapping[str, Sequence[Any]] = here
     if preset.read is not None:
-        found = [_read(preset.read, i, row, problems) for i, row in enumerate(_by_row(here))]
+        found = [_read(preset.read, i, row, problems) for i, row in enumerate(_by_row(here) if here else [{}] * n)]
         read = {name: [row.get(name) for row in found] for name in COLUMNS} | {name: here[name] for name in renames}
     parsed: dict[str, Sequence[Any]] = {
         name: _texts(read[name], name, problems) if name in read else [""] * n for name in COLUMNS
@@ -131,7 +127,7 @@ def parse_rows(
         parsed[name] = _texts(here[name], name, problems) if name in here else [""] * n
     for i, grader in enumerate(parsed["grader"]) if "grader" in here else ():
         if grader and grader not in get_args(GraderName):
-            problems.setdefault(i, f"grader {grader!r} is none of {', '.join(get_args(GraderName))}")
+            problems.setdefault(i, f"grader {shortened(repr(grader), 60)} is none of {', '.join(get_args(GraderName))}")
     others = {name: rows.columns[name] for name in rows.columns if name in names and name not in known}
     extra: Sequence[Any] = list(_by_row(others)) if others else [None] * n
     if rows.records:

@@ -13,6 +13,8 @@ from functools import cached_property
 from itertools import groupby, pairwise
 from typing import Any
 
+from scorefast.untrusted import bounded_work
+
 # The wording of the paper's mathematics prompt (arXiv 2409.12917, appendix), without its formatting demand.
 # It neither contains the answer nor says whether the first attempt was right.
 CORRECTION = (
@@ -20,6 +22,7 @@ CORRECTION = (
     "Please correct the error, if any, and rewrite the solution."
 )
 
+TEMPLATE_WORK = 5_000_000  # lines of Python that compiling and filling a template may run; Gemma's takes 30,000
 _SLOTS = ["QuestionSlot", "ReplySlot", "CorrectionSlot"]
 
 
@@ -44,7 +47,8 @@ class ChatFormat:
         """Ids before the question, between question and reply, between reply and next user turn, and after that."""
         turns = [{"role": r, "content": c} for r, c in zip(("user", "assistant", "user"), _SLOTS, strict=True)]
         try:
-            text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            with bounded_work(TEMPLATE_WORK):
+                text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # a template is a program: it can raise anything
             raise self._unfit(f"fails on user, assistant, user: {' '.join(str(error).split())}") from error
         slots = "|".join(_SLOTS)

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scorefast.prompts import CORRECTION
+from scorefast.untrusted import LARGEST_RECIPE, UserError, parse_yaml, read_text, shortened
 
 PACKAGE = Path(__file__).parent
 EMBEDDED_MODELS = {name: PACKAGE / "assets" / name for name in ("tiny-gemma2", "tiny-gemma2-products")}
@@ -26,16 +27,12 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 GraderName = Literal["auto", "numeric", "math", "exact", "choice", "contains"]
 
 
-class UserError(Exception):
-    """Something the user can mend: printed as one line, exit code 2."""
-
-
 class RunError(Exception):
     """A run that cannot go on, whose last checkpoint stands: printed as one line, exit code 1."""
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class Lora(_Settings):
@@ -210,11 +207,11 @@ def load_recipe(source: str, overrides: list[str] | None = None) -> Recipe:
         if not path.is_file():
             raise UserError(f"no recipe {source!r}: give a .yaml file or one of {', '.join(shipped_recipes())}")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path}: {error.strerror if isinstance(error, OSError) else 'not UTF-8'}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {path}: not YAML: {' '.join(str(error).split())}") from None
+        tree = parse_yaml(read_text(path, LARGEST_RECIPE))
+    except UserError as error:
+        raise UserError(f"recipe {error}") from None
+    except ValueError as error:
+        raise UserError(f"recipe {path}: not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"recipe {path}: expected keys such as 'model:' and 'stage1:', found none")
     for override in overrides or []:
@@ -227,10 +224,14 @@ def parse_recipe(tree: dict[str, Any], origin: str) -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"]) or "(whole recipe)"
+        key = shortened(".".join(map(str, problem["loc"])), 100) or "(whole recipe)"
         if problem["type"] == "extra_forbidden":
             raise UserError(f"recipe {origin}: unknown key {key!r}{_nearest(key)}") from None
-        given = f" (given: {problem['input']!r})" if not isinstance(problem["input"], dict | BaseModel) else ""
+        given = (
+            ""
+            if isinstance(problem["input"], dict | BaseModel)
+            else f" (given: {shortened(repr(problem['input']), 100)})"
+        )
         raise UserError(f"recipe {origin}: {key}: {problem['msg'].removeprefix('Value error, ')}{given}") from None
 
 
@@ -262,11 +263,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise UserError(f"--set {key}: {name!r} is a value, not a group of keys")
     try:
-        node[leaf] = yaml.safe_load(
-            text
-        )  # YAML 1.1 reads 2e-4 as a string; pydantic makes it a number where one is due
-    except yaml.YAMLError:
-        raise UserError(f"--set {key}: {text!r} is not a YAML value") from None
+        node[leaf] = parse_yaml(text)  # YAML 1.1 reads 2e-4 as a string; pydantic makes it a number where one is due
+    except ValueError as error:
+        raise UserError(f"--set {key}: {shortened(text, 100)!r} is not a YAML value: {error}") from None
 
 
 def known_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:

@@ -24,8 +24,18 @@ if TYPE_CHECKING:
 
 def printable(text: str) -> str:
     """Text of a model or a file, safe on a terminal: control characters but newline and tab become visible."""
-    hidden = {"Cc", "Cf"}
+    hidden = {"Cc", "Cf", "Cs"}  # the last, halves of surrogate pairs, no terminal can be sent
     return "".join(c if c in "\n\t" or unicodedata.category(c) not in hidden else f"\\x{ord(c):02x}" for c in text)
+
+
+class InertConsole(Console):
+    """A console to which every string is text: names of files, columns and models are written by others too."""
+
+    def __init__(self, **options: Any):
+        super().__init__(markup=False, highlight=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
 
 
 def _percent(value: float, interval: Interval, sign: bool = False) -> str:
@@ -42,7 +52,7 @@ def results_table(results: Sequence[Result], split: str) -> Table:
         table.add_column(heading, justify="right")
     for r in results:
         table.add_row(
-            r.name,
+            printable(r.name),
             _percent(r.acc_t1, r.ci95["acc_t1"]),
             _percent(r.acc_t2, r.ci95["acc_t2"]),
             _percent(r.delta, r.ci95["delta"], sign=True),
@@ -78,13 +88,13 @@ def probe_table(probes: dict[str, dict[str, dict[str, Any]]]) -> Table:
         table.add_column(heading, justify="right")
     for name, rates in probes.items():
         cells = [rates[kind] for kind in headings]
-        table.add_row(name, *(_percent(c["right_after"], c["ci95"]) if c["n"] else "no case" for c in cells))
+        table.add_row(printable(name), *(_percent(c["right_after"], c["ci95"]) if c["n"] else "no case" for c in cells))
     return table
 
 
 def transcript(graded: Graded, title: str = "") -> Text:
     """One question with both attempts, each marked right or wrong."""
-    text = Text(f"{title}\n" if title else "", style="bold")
+    text = Text(printable(f"{title}\n") if title else "", style="bold")
     text.append(printable(graded.trajectory.example.question) + "\n", style="default not bold")
     for label, attempt, grade in (
         ("first ", graded.trajectory.first, graded.first),

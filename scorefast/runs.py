@@ -16,6 +16,7 @@ from typing import Any
 
 from scorefast.durable import LOCK, SEAL, damage, owned, remove_folder, write_file
 from scorefast.recipe import Recipe, UserError, dump_recipe, flat, load_recipe, model_path
+from scorefast.untrusted import require_sound_folder
 
 # What must be the same from one run to the next that starts from it: how questions are split, asked and graded.
 TERMS = ("data.test_fraction", "data.validation_fraction", "prompt", "reward.grader")
@@ -47,6 +48,7 @@ def open_checkpoint(text: str) -> Checkpoint:
     path = Path(text)
     if not path.is_dir():
         raise UserError(f"{text}: no such checkpoint folder")
+    require_sound_folder(path)
     recipe = load_recipe(str(path / RECIPE)) if (path / RECIPE).is_file() else None
     if recipe is not None or (path / SEAL).exists():
         _require_whole(path)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
 from scorefast.recipe import UserError
+from scorefast.untrusted import listed
 
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -225,8 +226,8 @@ def _header_problem(names: list[str]) -> str | None:
         return "its first line is Excel's `sep=`: delete that line"
     if "" in names:
         return f"column {names.index('') + 1} of {len(names)} has no name in the header"
-    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-        return f"the header names {', '.join(twice)} more than once"
+    if twice := [name for name, times in collections.Counter(names).items() if times > 1]:
+        return f"the header names {listed(twice)} more than once"
     return None if names else "the file is empty"
 
 

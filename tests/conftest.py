@@ -16,14 +16,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and the
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 REPOSITORY = Path(__file__).parent.parent
+NO_NETWORK = REPOSITORY / "tests" / "no_network"
 SHIPPED = REPOSITORY / "data" / "score.csv"
 
 
-def scorefast(*arguments: object, cwd: Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """The command as a user runs it, in its own process."""
+def scorefast(
+    *arguments: object, cwd: Path, stdin: str | None = None, offline: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """The command as a user runs it, in its own process, which ends with exit code 97 where it reaches for the
+    network: every test of a command is also a test that it does not. `offline`: as with HF_HUB_OFFLINE=1."""
+    environment = {name: value for name, value in os.environ.items() if offline or name != "HF_HUB_OFFLINE"}
+    path = [str(NO_NETWORK), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
         [sys.executable, "-m", "scorefast", *map(str, arguments)],
         cwd=cwd,
+        env=environment | {"PYTHONPATH": os.pathsep.join(path)},
         input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,
         capture_output=True,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from itertools import pairwise
 
 import pytest
 from pydantic import BaseModel
@@ -98,6 +100,67 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path, content):
     path.write_text(content)
     with pytest.raises(UserError, match=r"bad\.yaml"):
         load_recipe(str(path))
+
+
+def _laughs(line):
+    return "a: &a [1, 1]\n" + "".join(f"{new}: &{new} {line(old)}\n" for old, new in pairwise("abcdefghij"))
+
+
+HOSTILE = {
+    "a million keys": ("".join(f"key{i}: 1\n" for i in range(1_000_000)), "larger than the 100,000 bytes"),
+    "many keys": ("".join(f"k{i}: 1\n" for i in range(9000)), "more than 10,000 values"),
+    "laughs": (_laughs(lambda old: f"[{', '.join([f'*{old}'] * 10)}]"), "more than 10,000 values"),
+    "merged laughs": (_laughs(lambda old: f"{{<<: [{', '.join([f'*{old}'] * 10)}]}}"), "more than 10,000 values"),
+    "itself": ("seed: &a [*a]", "stands for something that holds it"),
+    "deep": ("seed: " + "[" * 5000, "nested deeper than 50"),
+    "deep blocks": ("- " * 5000, "nested deeper than 50"),
+    "twice": ("seed: 1\nmodel: {}\nseed: 2\n", "line 3, column 1: the key 'seed' stands there twice"),
+    "twice inside": ("stage1:\n  beta1: 1\n  beta1: 2\n", "line 3, column 3: the key 'beta1'"),
+    "tag": ("seed: !!int 1\n", "is not allowed"),
+    "date": ("seed: 2026-99-99\n", "month must be"),
+    "digits": ("seed: 0x" + "f" * 5000, "more than 100 digits"),
+    "sexagesimal": ("seed: 1" + ":1" * 40_000, "more than 100 digits"),
+    "no digits": ("seed: 0b_\n", "invalid literal"),
+    "control": ("seed: \0\n", "not YAML"),
+    "infinite": ("stage2: {alpha: .inf}\n", "stage2.alpha: Input should be a finite number"),
+    "long key": ("? " + "k" * 90_000 + "\n: 1", "unknown key 'kkk"),
+    "long value": (f"seed: [{'x' * 90_000}]", "seed: Input should be a valid integer"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_recipe_is_one_short_line_and_soon(tmp_path, name):
+    text, message = HOSTILE[name]
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"^recipe .*bad\.yaml: .*{re.escape(message)}") as caught:
+        load_recipe(str(path))
+    assert len(str(caught.value)) < 600
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "&a [*a]", "{a: 1, a: 2}", "x" * 200_000, "!!python/none", "9" * 101])
+def test_a_hostile_value_of_set_is_one_short_line(value):
+    with pytest.raises(UserError, match=r"^--set seed: .* is not a YAML value: ") as caught:
+        load_recipe("tiny-cpu", [f"seed={value}"])
+    assert len(str(caught.value)) < 600
+
+
+def test_aliases_within_bounds_are_read(tmp_path):
+    (tmp_path / "r.yaml").write_text("stage1: &both {beta1: 0.5}\nstage2: {<<: *both, alpha: 3}\n")
+    recipe = load_recipe(str(tmp_path / "r.yaml"))
+    assert (recipe.stage1.beta1, recipe.stage2.beta1, recipe.stage2.alpha) == (0.5, 0.5, 3.0)
+
+
+def test_a_recipe_that_is_no_regular_file_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    for name in ("pipe", "folder", "zero"):
+        with pytest.raises(UserError, match=f"{name}.yaml: not a file"):
+            load_recipe(str(tmp_path / f"{name}.yaml"))
+    with pytest.raises(UserError, match="No such file"):
+        load_recipe(str(tmp_path / "none.yaml"))
 
 
 def test_a_recipe_cannot_be_changed_after_it_was_read():

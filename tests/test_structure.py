@@ -11,6 +11,7 @@ from tests.conftest import REPOSITORY
 
 # Each module may import those before it (and kernels) only.
 ORDER = [
+    "untrusted",
     "prompts",
     "recipe",
     "sources",

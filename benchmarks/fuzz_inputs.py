@@ -1,0 +1,168 @@
+"""Inputs of about the right shape for the targets of fuzz.py, as hypothesis strategies of bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+
+import yaml
+from hypothesis import strategies as st
+
+from scorefast.recipe import known_keys
+
+TEXT = st.text(max_size=40) | st.text("\0\x1b\x7f\u202e\ufeff\u200b١Ⅷ½²①万가\u0301\x85\u2028\t\r\n", max_size=20)
+HALVES = TEXT | st.text("\ud800\udc80a", max_size=3)
+NUMBERS = st.integers() | st.floats() | st.sampled_from([10**400, -(2**63), 1e308, 0x7FF])
+TREE = st.recursive(
+    st.none() | st.booleans() | NUMBERS | HALVES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=12,
+)
+YAML = "&a |*a|<<: |- |? |: |!!int |{|}|[|]|>-\n|'|\"|#|---\n|%YAML 1.1\n|...\n|0x_|0b_|1:1:1|2026-99-99|.inf|.nan|~|="
+YAML += "|\t|\n|  "
+LIKELY = [
+    1,
+    2,
+    16,
+    0.5,
+    1e-5,
+    True,
+    False,
+    None,
+    "auto",
+    "none",
+    "constant",
+    "tiny-gemma2",
+    "numeric",
+    {},
+    [],
+    "all-linear",
+]
+SAID = "The answer is |#### |\\boxed{|}|A: |Answer: |<answer>|Wait, no |not | or |정답은 |1,234.50|$18|3/4|75 %|1.2e3"
+SAID += (
+    "|=|^|(|)|\\frac{3}{4}|1½|3만|9 + 9|10^10^10|x^2|\\sqrt{2}|A|B)|①|\n|. |?|-|~|/|0|1e999999999|12345678901234567890"
+)
+SAID += "|Is it "
+COLUMNS = ["question", "correct_answer", "original_answer", "answer", "problem", "solution", "messages", "grader"]
+CELLS = ['"', '""', ",", ";", "\t", "\r\n", "\n", "\r", "#### 5", "\\boxed{1}", "<<1+1=2>>", "numeric", "sep=;"]
+LORA = """r lora_alpha target_modules peft_type task_type rank_pattern alpha_pattern lora_dropout bias revision
+modules_to_save init_lora_weights layers_to_transform layers_pattern exclude_modules use_dora use_rslora loftq_config
+auto_mapping base_model_name_or_path fan_in_fan_out trainable_token_indices target_parameters
+inference_mode megatron_config"""
+GROUPS = ["model", "data", "reward", "rollout", "loss", "stage1", "stage2", "eval"]
+ASKED = ["What is 1 + 2?", "<end_of_turn>", "<eos>", "x" * 60_000, "7 " * 20_000, "\r", "\x0c", "\x1c", "\u2028"]
+
+
+def inputs(target: str) -> st.SearchStrategy[bytes]:
+    return {
+        "recipe": _recipes,
+        "set": _overrides,
+        "source": _sources,
+        "answer": lambda: st.tuples(st.sampled_from([b"\0", b"\1", b"\2", b"\3"]), _replies()).map(b"".join),
+        "math": _replies,
+        "checkpoint": _damages,
+        "chat": lambda: spoiled(encoded(st.lists(TEXT | st.sampled_from(ASKED), max_size=3).map("\n".join))),
+    }[target]()
+
+
+def encoded(strategy: st.SearchStrategy[str]) -> st.SearchStrategy[bytes]:
+    return strategy.map(lambda text: text.encode("utf-8", "surrogatepass"))
+
+
+def spoiled(strategy: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    """The bytes, some of them cut off, doubled or with bits flipped."""
+    places = st.lists(st.tuples(st.sampled_from("cdf"), st.integers(0, 2**20)), max_size=3)
+    return st.tuples(strategy, st.just([]) | places).map(lambda both: _spoil(*both))
+
+
+def _spoil(data: bytes, places: list[tuple[str, int]]) -> bytes:
+    for what, place in places:
+        at = place % (len(data) + 1)
+        if what == "c":
+            data = data[:at]
+        elif what == "d":
+            data = data[:at] + data[at // 2 :]
+        elif at < len(data):
+            data = data[:at] + bytes([data[at] ^ 1 << place % 8]) + data[at + 1 :]
+    return data
+
+
+def dumped(tree: dict) -> str:
+    return yaml.safe_dump(tree, sort_keys=False)
+
+
+def _scalars() -> st.SearchStrategy[str]:
+    return st.sampled_from(YAML.split("|")) | TEXT | NUMBERS.map(repr) | TREE.map(json.dumps)
+
+
+def _recipes() -> st.SearchStrategy[bytes]:
+    keys = st.sampled_from([key.split(".")[-1] for key in known_keys()])
+    line = st.tuples(st.sampled_from(["", "  ", "    "]), keys | TEXT, _scalars())
+    lines = st.lists(line.map(lambda parts: f"{parts[0]}{parts[1]}: {parts[2]}\n"), max_size=12).map("".join)
+    loose = st.lists(_scalars(), max_size=20).map("".join)
+    groups = {
+        name: [k.split(".")[1] for k in known_keys() if k.count(".") == 1 and k.startswith(name)] for name in GROUPS
+    }
+    likely = st.fixed_dictionaries(
+        {}, optional={n: st.dictionaries(st.sampled_from(keys), st.sampled_from(LIKELY)) for n, keys in groups.items()}
+    )
+    return encoded(likely.map(json.dumps)) | spoiled(encoded(likely.map(dumped) | lines | loose | TREE.map(json.dumps)))
+
+
+def _overrides() -> st.SearchStrategy[bytes]:
+    keys = st.sampled_from(known_keys())
+    likely = st.tuples(keys, st.sampled_from(LIKELY).map(json.dumps)).map("=".join)
+    pair = likely | st.tuples(keys | TEXT, st.lists(_scalars(), max_size=5).map("".join)).map("=".join)
+    return encoded(likely) | encoded(st.lists(pair | TEXT, min_size=1, max_size=3).map("\0".join))
+
+
+def _sources() -> st.SearchStrategy[bytes]:
+    cell = TEXT | NUMBERS.map(repr) | st.sampled_from(CELLS)
+    heads = st.permutations(COLUMNS[:3]) | st.just(["question", "answer"]) | st.just(["problem", "solution"])
+    table = st.tuples(heads, st.lists(st.lists(cell, min_size=2, max_size=4), max_size=6), st.sampled_from(",\t;"))
+    tables = table.map(lambda parts: _table([parts[0], *parts[1]], parts[2]))
+    wholes = st.lists(st.lists(TEXT.map(str.strip).filter(bool), min_size=3, max_size=3), min_size=1, max_size=6)
+    tables |= wholes.map(lambda rows: _table([COLUMNS[:3], *rows], ","))
+    message = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]) | TREE, "content": TEXT | TREE})
+    values = TEXT | TREE | st.sampled_from(CELLS) | st.lists(message, max_size=5)
+    record = st.dictionaries(st.sampled_from(COLUMNS) | TEXT, values, max_size=6)
+    records = st.lists(record | st.fixed_dictionaries({"messages": st.lists(message, max_size=5)}), max_size=6)
+    lines = records.map(lambda many: "\n".join(map(json.dumps, many)))
+    loose = st.lists(cell | st.sampled_from(COLUMNS) | st.just("\n"), max_size=30).map("".join)
+    plain = st.tuples(st.integers(0, 255).map(lambda kind: bytes([kind])), encoded(tables | lines)).map(b"".join)
+    narrow = encoded(tables | loose | lines | records.map(json.dumps) | TREE.map(json.dumps))
+    codecs = st.sampled_from(["utf-16", "utf-32", "cp949", "utf-16-le", "utf-16-be", "cp1252", "shift-jis"])
+    wide = st.tuples(tables | lines, codecs).map(lambda parts: parts[0].encode(parts[1], "replace"))
+    return plain | st.tuples(st.integers(0, 255).map(lambda kind: bytes([kind])), spoiled(narrow | wide)).map(b"".join)
+
+
+def _table(rows: list, delimiter: str) -> str:
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter).writerows(rows)
+    return out.getvalue()
+
+
+def _replies() -> st.SearchStrategy[bytes]:
+    said = st.lists(st.sampled_from(SAID.split("|")) | TEXT | NUMBERS.map(repr), max_size=15).map("".join)
+    long = st.tuples(said, st.integers(1, 3000)).map(lambda parts: (parts[0] * parts[1])[:60_000])
+    rambling = st.integers(0, 2**32).map(_rambling)
+    replies = st.tuples(said | long | rambling, said, said | long).map("\x1f".join)
+    return replies.map(lambda text: text.encode("utf-8", "replace"))
+
+
+def _rambling(seed: int) -> str:
+    draw = random.Random(seed)
+    return "".join(draw.choices(draw.sample(SAID.split("|"), draw.randint(1, 8)), k=draw.randint(1, 8000)))
+
+
+def _damages() -> st.SearchStrategy[bytes]:
+    weights, config, recipe = "adapter_model.safetensors", "adapter_config.json", "recipe.yaml"
+    place = st.integers(0, 40_000) | st.integers(0, 2**24)
+    step = st.tuples(st.just(weights), st.sampled_from(["cut", "flip", "rename"]), place)
+    step |= st.tuples(st.just(config), st.sampled_from(["cut", "flip"]), st.integers(0, 8000))
+    step |= st.tuples(st.just(config), st.just("set"), st.sampled_from(LORA.split()) | TEXT, TREE)
+    step |= st.tuples(st.sampled_from([weights, config, recipe]), st.just("is"), TEXT | TREE.map(json.dumps))
+    step |= st.tuples(st.just(recipe), st.sampled_from(["cut", "flip"]), st.integers(0, 20_000))
+    return encoded(st.lists(step, min_size=1, max_size=2).map(json.dumps))

@@ -1,0 +1,38 @@
+"""What once failed, again; and a few new inputs of each kind. benchmarks/fuzz.py runs many."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from benchmarks.fuzz import CORPUS, TARGETS, TooSlow, bounded, check
+from benchmarks.fuzz_inputs import inputs
+
+EXAMPLES = {"recipe": 200, "set": 200, "source": 150, "answer": 200, "math": 5, "checkpoint": 20, "chat": 10}
+
+
+@pytest.mark.parametrize("name", sorted(f"{path.parent.name}/{path.name}" for path in CORPUS.glob("*/*")))
+def test_what_once_failed_is_taken_or_refused(name):
+    check(name.split("/")[0], (CORPUS / name).read_bytes())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_new_inputs_are_taken_or_refused(target):
+    found = {True: 0, False: 0}
+
+    @settings(max_examples=EXAMPLES[target], derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(inputs(target))
+    def tried(data):
+        found[check(target, data)] += 1
+
+    tried()
+    assert sum(found.values()) >= EXAMPLES[target]
+    if target in ("recipe", "checkpoint"):
+        assert min(found.values()) > 0, "inputs of which none is ever taken, or none refused, show little"
+
+
+def test_an_input_that_takes_too_long_is_found():
+    with pytest.raises(TooSlow, match="more than 1 s"), bounded(1):
+        time.sleep(60)

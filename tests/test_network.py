@@ -1,0 +1,37 @@
+"""With local paths nothing is contacted. The other commands run under the same guard: see `scorefast` in conftest."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conftest import SHIPPED, scorefast
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["prepare", "hub:somebody/data"], ["chat", "--set", "model.name=somebody/model"]],
+)
+def test_the_guard_sees_what_is_meant_to_reach_the_hub(tmp_path, arguments):
+    done = scorefast(*arguments, cwd=tmp_path, stdin="")
+    assert done.returncode == 97
+    assert "network: socket.getaddrinfo" in done.stderr
+
+
+@pytest.mark.parametrize("recipe", ["tiny-cpu", "gemma-2-2b-it"])
+def test_planning_contacts_nobody(tmp_path, recipe):
+    """Not even where the recipe names a model of the hub: its configuration comes with the package."""
+    flags = ["--recipe", recipe, "--set", "model.backend=transformers", "--set", "model.load_in_4bit=false"]
+    done = scorefast("stage1", "--data", SHIPPED, *flags, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_whole_run_contacts_nobody(trained, tmp_path):
+    """`trained` came from prepare, stage1 and stage2 under the guard."""
+    for arguments in (
+        ["eval", "base", "runs/stage2", "--data", "runs/data", "--out", tmp_path / "eval"],
+        ["chat", "runs/stage2"],
+        ["export", "runs/stage2", "--format", "adapter", "--out", tmp_path / "adapter"],
+    ):
+        done = scorefast(*arguments, cwd=trained, stdin="What is 1 + 2?\n")
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == 1

@@ -1,0 +1,321 @@
+"""Folders of models and adapters that somebody else made, damaged or meant ill: one line, no code run, no hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from scorefast.model import load_config, load_policy, save_policy
+from scorefast.recipe import EMBEDDED_MODELS, UserError, dump_recipe, load_recipe
+from scorefast.runs import open_checkpoint
+from scorefast.untrusted import bounded_work, read_json
+from tests.conftest import SHIPPED, scorefast
+
+TINY = EMBEDDED_MODELS["tiny-gemma2"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, recipe) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "adapter"
+    save_policy(load_policy(recipe, trainable=True), folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "tiny-gemma2"}))
+    return folder
+
+
+@pytest.fixture
+def adapter(saved, tmp_path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "adapter"))
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    return Path(shutil.copytree(TINY, tmp_path / "model"))
+
+
+def refusal(load) -> str:
+    with pytest.raises(UserError) as caught:
+        load()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 700
+    return message
+
+
+def refused_adapter(adapter, recipe) -> str:
+    return refusal(lambda: load_policy(recipe, open_checkpoint(str(adapter))))
+
+
+def refused_model(model) -> str:
+    return refusal(lambda: load_policy(load_recipe("tiny-cpu", [f"model.name={model}"])))
+
+
+def rewrite(path: Path, **changes) -> None:
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def test_a_sound_adapter_and_a_sound_model_load(adapter, model, recipe):
+    load_policy(recipe, open_checkpoint(str(adapter)))
+    load_policy(load_recipe("tiny-cpu", [f"model.name={model}"]))
+
+
+def with_header(path: Path, header: bytes, length: int | None = None) -> None:
+    path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header)
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+    "header truncated": lambda path: path.write_bytes(path.read_bytes()[:100]),
+    "header of 10 GB": lambda path: with_header(path, b"{}", 10 * 2**30),
+    "header beyond 64 bits": lambda path: with_header(path, b"{}", 2**64 - 1),
+    "header flipped": lambda path: path.write_bytes(path.read_bytes()[:9] + b"\xff" + path.read_bytes()[10:]),
+    "header deep": lambda path: with_header(path, b'{"a":' * 5000),
+    "text": lambda path: path.write_text("not a model"),
+    "a tensor beyond the file": lambda path: with_header(
+        path, json.dumps({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_weights_are_named(adapter, model, recipe, damage):
+    for weights, refused in (
+        (adapter / "adapter_model.safetensors", lambda: refused_adapter(adapter, recipe)),
+        (model / "model.safetensors", lambda: refused_model(model)),
+    ):
+        DAMAGES[damage](weights)
+        assert f"{weights}: not a whole safetensors file" in refused()
+
+
+def test_weights_that_are_no_file_do_not_hang(adapter, recipe):
+    (adapter / "adapter_model.safetensors").unlink()
+    os.mkfifo(adapter / "adapter_model.safetensors")
+    assert "adapter_model.safetensors: not a file" in refused_adapter(adapter, recipe)
+
+
+def change_tensors(path: Path, change) -> None:
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def test_tensors_that_are_missing_are_counted(adapter, model, recipe):
+    three = sorted(load_file(adapter / "adapter_model.safetensors"))[:3]
+    change_tensors(adapter / "adapter_model.safetensors", lambda t: {n: v for n, v in t.items() if n not in three})
+    assert "adapter: 3 tensors are missing, the first is base_model.model" in refused_adapter(adapter, recipe)
+    change_tensors(model / "model.safetensors", lambda t: {f"x.{n}": v for n, v in t.items()})
+    assert " tensors are missing, the first is lm_head.weight" in refused_model(model)
+
+
+def test_tensors_that_the_model_does_not_know_are_counted(adapter, model, recipe):
+    foreign = {f"stranger.{i}.weight": torch.ones(8) for i in range(2)}
+    change_tensors(adapter / "adapter_model.safetensors", lambda tensors: tensors | foreign)
+    assert "2 tensors are not known to the model, the first is" in refused_adapter(adapter, recipe)
+    change_tensors(model / "model.safetensors", lambda tensors: tensors | foreign)
+    assert "2 tensors are not known to the model, the first is stranger.0.weight" in refused_model(model)
+
+
+def test_an_adapter_of_another_base_is_refused(adapter, model):
+    wide = load_config(str(model))
+    wide.intermediate_size = 128
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_config(wide).save_pretrained(model)
+    recipe = load_recipe("tiny-cpu", [f"model.name={model}"])
+    message = refusal(lambda: load_policy(recipe, open_checkpoint(str(adapter))))
+    assert "this adapter cannot be loaded" in message
+    assert "size mismatch" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"r": 10**9}, "r or rank_pattern is larger than any matrix"),
+        ({"r": "eight"}, "r or rank_pattern is larger than any matrix"),
+        ({"rank_pattern": {"q_proj": 10**9}}, "r or rank_pattern is larger than any matrix"),
+        ({"peft_type": "PROMPT_TUNING"}, "peft_type is 'PROMPT_TUNING'; expected LORA"),
+        ({"peft_type": None}, "peft_type is None; expected LORA"),
+        ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "names code to be imported"),
+        ({"target_modules": ["nothing"]}, "cannot be loaded"),
+        ({"target_modules": 7}, "cannot be loaded"),
+        ({"lora_alpha": "much"}, "cannot be loaded"),
+        ({"lora_dropout": [1]}, "cannot be loaded"),
+        ({"task_type": "NONE"}, "cannot be loaded"),
+        ({"unheard_of": {"deep": [1]}, "r": 4}, "cannot be loaded"),
+    ],
+)
+def test_an_adapters_hostile_settings_are_one_line(adapter, recipe, changes, message):
+    rewrite(adapter / "adapter_config.json", **changes)
+    assert message in refused_adapter(adapter, recipe)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mine", "auto_map": {"AutoConfig": "evil.Config"}}, "contains custom code"),
+        ({"model_type": None}, "no configuration to be had|cannot be loaded|no tokenizer"),
+        ({"model_type": "mine"}, "no tokenizer|cannot be loaded"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers is 1000000000000; at most 1000"),
+        ({"text_config": {"num_hidden_layers": 10**12}}, "num_hidden_layers is 1000000000000"),
+        ({"num_hidden_layers": 5, "layer_types": None}, "tensors are missing"),
+        ({"num_hidden_layers": 2, "layer_types": None}, "tensors are not known"),
+        ({"num_hidden_layers": "three"}, "cannot be loaded|no tokenizer"),
+        ({"hidden_size": 10**7}, "parameters, the weights have"),
+        ({"vocab_size": 10**9}, "parameters, the weights have"),
+        ({"vocab_size": 467}, "cannot be loaded"),
+        ({"intermediate_size": -1}, "cannot be loaded"),
+        ({"attn_implementation": "somebody/kernel"}, "attn_implementation names something to be fetched"),
+        ({"transformers_weights": "../x.safetensors"}, "transformers_weights names something to be fetched"),
+        ({"dtype": "mine"}, "no tokenizer"),
+    ],
+)
+def test_a_models_hostile_settings_are_one_line(model, changes, message):
+    (model / "evil.py").write_text("raise SystemExit('code of a downloaded folder was run')\n")
+    rewrite(model / "config.json", **changes)
+    assert any(part in (said := refused_model(model)) for part in message.split("|")), said
+
+
+def test_code_of_a_tokenizer_is_not_run(model):
+    (model / "evil.py").write_text("raise SystemExit('code of a downloaded folder was run')\n")
+    changes = {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}, "tokenizer_class": "Tokenizer"}
+    rewrite(model / "tokenizer_config.json", **changes)
+    policy = load_policy(load_recipe("tiny-cpu", [f"model.name={model}"]))
+    assert type(policy.tokenizer).__module__.startswith("transformers.")
+
+
+def test_no_prompt_asks_whether_to_run_code(model):
+    """With a terminal to answer on, transformers would ask; the command has stdin here, and nobody reads it."""
+    rewrite(model / "config.json", model_type="mine", auto_map={"AutoConfig": "somebody/else--evil.Config"})
+    done = scorefast("chat", "--set", f"model.name={model}", cwd=model, stdin="y\ny\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("scorefast: ")]
+    assert "custom code" in line
+    assert "Traceback" not in done.stderr
+
+
+def test_code_that_a_checkpoints_recipe_names_is_not_run_unasked(adapter, recipe):
+    """Not even imported: only who starts a stage names the reward function. Evaluation needs none."""
+    (adapter.parent / "evil.py").write_text(
+        "open('was-run', 'w')\n\ndef reward(completions, **_):\n    return [1.0] * len(completions)\n"
+    )
+    hostile = recipe.model_copy(update={"reward": recipe.reward.model_copy(update={"function": "evil:reward"})})
+    (adapter / "recipe.yaml").write_text(dump_recipe(hostile))
+    stage2 = ["stage2", "--from", "adapter", "--data", SHIPPED, "--dry-run"]
+    done = scorefast(*stage2, cwd=adapter.parent)
+    assert done.returncode == 2
+    assert done.stderr.endswith("say so: --reward evil:reward\n")
+    assert not (adapter.parent / "was-run").exists()
+    assert scorefast(*stage2, "--reward", "evil:reward", cwd=adapter.parent).returncode == 0
+    assert scorefast("eval", "adapter", "--data", SHIPPED, "--dry-run", cwd=adapter.parent).returncode == 0
+
+
+JSON_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "adapter_config.json"]
+
+
+@pytest.mark.parametrize("file", JSON_FILES)
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"a":' * 100_000, '{"a": ' + "9" * 5000 + "}", "\xff", "null"])
+def test_json_that_is_none_is_one_line(adapter, model, recipe, file, text):
+    folder = adapter if file.startswith("adapter") else model
+    (folder / file).write_bytes(text.encode("latin-1"))
+    assert str(folder) in (refused_adapter(adapter, recipe) if folder == adapter else refused_model(model))
+
+
+@pytest.mark.parametrize("file", JSON_FILES)
+def test_json_without_an_end_is_refused_by_its_size(adapter, model, recipe, file):
+    folder = adapter if file.startswith("adapter") else model
+    os.truncate(folder / file, 2**40)  # a hole: takes no room on the disk
+    message = refused_adapter(adapter, recipe) if folder == adapter else refused_model(model)
+    assert f"{folder / file}: larger than the" in message
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("../../other.safetensors", "expected a .safetensors file of its own folder"),
+        ("/etc/other.safetensors", "expected a .safetensors file of its own folder"),
+        ("sub/other.safetensors", "expected a .safetensors file of its own folder"),
+        ("..\\other.safetensors", "expected a .safetensors file of its own folder"),
+        ("pytorch_model.bin", "expected a .safetensors file of its own folder"),
+        ("other.safetensors", "which is not there"),
+        (7, "expected a weight_map from names to files"),
+    ],
+)
+def test_an_index_leads_nowhere_else(model, named, message):
+    (model / "model.safetensors").rename(model / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"model.norm.weight": named}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert message in refused_model(model)
+
+
+@pytest.mark.parametrize("pickle", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt"])
+def test_a_pickle_is_refused_with_the_way_out(model, pickle):
+    (model / "model.safetensors").rename(model / pickle)
+    message = refused_model(model)
+    assert f"{model / pickle}: weights in pickle, which can run any code as it is read" in message
+    assert "safetensors.torch.save_file" in message
+
+
+def test_an_adapter_in_pickle_is_refused_with_the_way_out(adapter, recipe):
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    assert "weights in pickle" in refused_adapter(adapter, recipe)
+
+
+def test_a_pickle_beside_safetensors_is_not_read(adapter, model, recipe):
+    for folder, name in ((adapter, "adapter_model.bin"), (model, "pytorch_model.bin")):
+        (folder / name).write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    load_policy(load_recipe("tiny-cpu", [f"model.name={model}"]), open_checkpoint(str(adapter)))
+
+
+def test_a_model_folder_that_leads_to_another_model_is_refused(adapter, model):
+    shutil.copy(adapter / "adapter_config.json", model)
+    assert "holds a model and an adapter" in refused_model(model)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("x" * 100_001, "a chat template of 100,001 characters; at most 100,000"),
+        ("x" * 1_000_000, "larger than the 400,000 bytes"),
+        ("{{ raise_exception('no, not with you') }}", "fails on user, assistant, user: no, not with you"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% for", "chat template"),
+        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "chat template"),
+        ("{{ messages.append(1) }}", "chat template"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "lines of Python"),
+        ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "recursion"),
+    ],
+)
+@pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_hostile_template_is_one_line(model, template, message, place):
+    if place == "chat_template.jinja":
+        (model / place).write_text(template)
+    else:
+        (model / "chat_template.jinja").unlink()
+        rewrite(model / place, chat_template=template)
+        message = message.replace("larger than the 400,000 bytes", "of 1,000,000 characters; at most")
+    assert message in refused_model(model)
+
+
+def test_work_is_counted_and_the_tracer_before_comes_back():
+    def endless():
+        while True:
+            pass
+
+    with pytest.raises(RuntimeError, match="more than 1,000 lines of Python"), bounded_work(1000):
+        endless()
+    with bounded_work(1000):
+        assert sum(range(10)) == 45
+
+
+def test_json_is_read_within_its_limit(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    assert read_json(tmp_path / "a.json", 8) == {"a": 1}
+    with pytest.raises(UserError, match="larger than the 7 bytes"):
+        read_json(tmp_path / "a.json", 7)
