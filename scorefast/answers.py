@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, wraps
 from itertools import pairwise
+from typing import TypeVar
 
 from scorefast.presets import without_calculator
 
@@ -47,6 +48,15 @@ _NEGATED_MARKER = re.compile(
     r"(?:n't|\bnot|\bnever|\bdoubt|\bfalse|\bwrong|\bincorrect)\b[^.,!?]{0,30}\Z", re.IGNORECASE
 )
 _SENTENCE_END = re.compile(r"</|(?<=[^\W\d])[.!](?=\s|$)|[.!?](?=\s|$)|[。？！]|\n")
+
+
+Found = TypeVar("Found")
+
+
+def remembered(function: Callable[[str], Found]) -> Callable[[str], Found]:
+    """A function of a reference answer, which comes again with every reply to it. Of a long one nothing is kept."""
+    cached = lru_cache(maxsize=65_536)(function)
+    return wraps(function)(lambda text: cached(text) if len(text) <= 200 else function(text))
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,8 @@ _VALUE_ALONE = re.compile(
 )
 # An answer, and not a sentence or a list: a number, a formula or up to six words before the line or the sentence ends.
 _DIRECT = re.compile(
-    r"(?!\d{1,2}[.)]\s+\S)[*_`$(\[\\]*(?:[-+]?[$€£₩]?\.?\d|(?:[^\s.=\d]+[ \t]*){1,6}[.*_`$)]*(?:\n|\Z))"
+    r"(?!\d{1,2}[.)]\s+\S)[*_`$(\[\\]{0,20}"
+    r"(?:[-+]?[$€£₩]?\.?\d|[^\s.=\d]++(?:[ \t]+[^\s.=\d]++){0,5}[ \t]*[.*_`$)]*(?:\n|\Z))"
 )
 
 # Behind an initial: more of a name, up to the end of the sentence.
@@ -441,7 +452,7 @@ def _is_list(text: str, numbers: list[re.Match[str]], left: int) -> bool:
     return not text[: first.start()].strip(" *_$([{") and not text[second.end() :].strip(" *_$.)]}")
 
 
-@lru_cache(maxsize=65_536)
+@remembered
 def reference_number(reference: str) -> Number | None:
     """The number of a reference answer: what it commits to, or else its last number. None where it holds none."""
     number = final_number(reference)
@@ -459,7 +470,7 @@ _STATES = re.compile(
 _ONE_UNIT = re.compile(r"\s?(?:[A-Za-z°]+(?:\^?[23])?|\s?[가-힣]{1,4})\.?")
 
 
-@lru_cache(maxsize=65_536)
+@remembered
 def ends_on_number(reference: str) -> bool:
     """Whether a reference is one to compare as a number: `18`, `... #### 18`, `It is $18.`, `18 cm`, not `May 1st`."""
     final = final_answer(reference)

@@ -26,6 +26,7 @@ from scorefast.answers import (
     parse_number,
     plain,
     reference_number,
+    remembered,
 )
 from scorefast.data import normalized
 from scorefast.math_worker import MathWorker
@@ -75,7 +76,7 @@ _FORMULA = re.compile(
 )
 
 
-@lru_cache(maxsize=65_536)
+@remembered
 def auto_grader(reference: str) -> Chosen:
     """The grader that fits a reference answer: numeric where it ends on a number, choice for a letter A to E alone,
     math for LaTeX and formulas, else exact."""

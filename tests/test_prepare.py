@@ -251,10 +251,10 @@ def test_the_command_shows_control_tokens_and_escapes_inert(tmp_path):
 
 
 def test_no_model_is_loaded_for_bad_data(tmp_path):
-    """The checkpoint is torn: to load it would be another message."""
+    """The checkpoint's configuration says nothing: to load it would be another message."""
     (tmp_path / "ckpt").mkdir()
     (tmp_path / "ckpt/config.json").write_text("{}")
-    (tmp_path / "ckpt/model.safetensors").write_bytes(b"")
+    (tmp_path / "ckpt/model.safetensors").write_bytes(b"\2" + bytes(7) + b"{}")
     write(tmp_path, [{"question": "a", "correct_answer": ""}, {"question": "b", "correct_answer": "1"}])
     done = scorefast("prepare", "d.jsonl", "--sample-first-attempts", "ckpt", cwd=tmp_path)
     assert done.returncode == 2
