@@ -255,7 +255,7 @@ def _is_list(reply: str) -> bool:
 
 
 def _states(said: str, right: str) -> bool:
-    if _OTHERS.search(said) and not _OTHERS.search(right):
+    if right not in said or (_OTHERS.search(said) and not _OTHERS.search(right)):
         return False
     korean = f"(?:{_PARTICLES})?" if re.search(r"[가-힣]$", right) else ""
     for match in re.finditer(rf"(?<![\w]){re.escape(right)}{korean}(?!\w)", said):
