@@ -158,6 +158,7 @@ def _grade(grader: str, data: bytes) -> None:
 def checkpoint(data: bytes) -> None:
     """Damage by damage, as JSON: [file, "cut", n] | [file, "flip", bit] | [file, "rename", n] | [file, "is", text] |
     [file, "set", key, value]; what is not such a list is written over adapter_config.json."""
+    from scorefast.durable import seal
     from scorefast.model import load_policy
     from scorefast.runs import open_checkpoint, require_same_terms
 
@@ -170,6 +171,7 @@ def checkpoint(data: bytes) -> None:
             _damage(folder / FILES[FILES.index(name)], what, *how)
     except (ValueError, TypeError, RecursionError):
         (folder / "adapter_config.json").write_bytes(data)
+    seal(folder)  # as who means harm would: the content is judged, not the seal
     opened = open_checkpoint(str(folder))
     settings = opened.recipe or _tiny_recipe()
     require_same_terms(opened, _tiny_recipe())

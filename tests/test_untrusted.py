@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from scorefast.durable import seal
 from scorefast.model import load_config, load_policy, save_policy
 from scorefast.recipe import EMBEDDED_MODELS, UserError, dump_recipe, load_recipe
 from scorefast.runs import open_checkpoint
@@ -207,6 +208,7 @@ def test_code_that_a_checkpoints_recipe_names_is_not_run_unasked(adapter, recipe
     )
     hostile = recipe.model_copy(update={"reward": recipe.reward.model_copy(update={"function": "evil:reward"})})
     (adapter / "recipe.yaml").write_text(dump_recipe(hostile))
+    seal(adapter)
     stage2 = ["stage2", "--from", "adapter", "--data", SHIPPED, "--dry-run"]
     done = scorefast(*stage2, cwd=adapter.parent)
     assert done.returncode == 2
