@@ -32,7 +32,6 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 TELEMETRY_OFF = (
     "DO_NOT_TRACK",
     "HF_HUB_DISABLE_TELEMETRY",
-    "UNSLOTH_DISABLE_STATISTICS",
     "DISABLE_SAFETENSORS_CONVERSION",
 )
 
@@ -319,6 +318,7 @@ def _stage(
                 run_stage(StageRun(section, settings, dataset, start, out), console, resume=begun is not None)
             except Interrupted as stop:
                 given = ["scorefast", section, "--data", data, *(["--from", from_] if from_ else []), "--out", str(out)]
+                given += ["--reward", settings.reward.function] if settings.reward.function else []
                 last, _ = runs.find_last(out)
                 kept = f"{last} is saved" if last else "no step was finished"
                 again = shlex.join([*given, "--resume"])
@@ -342,6 +342,7 @@ def _resumed_recipe(
     overrides = [*set_, *([f"seed={seed}"] if seed is not None else [])]
     if recipe == "auto":
         wanted = load_recipe(str(run / runs.RECIPE), overrides)
+        _require_named_by_the_user(run, wanted, overrides)
         console.print(f"recipe: that of {run}")
     else:
         wanted = load_recipe(recipe, overrides)
@@ -477,17 +478,25 @@ def _recipe(
     if source == "auto" and start is not None and start.recipe is not None:
         console.print(f"recipe: that of {start.path}")
         inherited = load_recipe(str(start.path / "recipe.yaml"), overrides)
-        given = any(text.partition("=")[0].strip() in ("reward", "reward.function") for text in overrides)
-        if rewards and inherited.reward.function is not None and not given:
-            raise UserError(
-                f"{start.path}: its recipe names code to run, reward.function = {inherited.reward.function!r}; "
-                f"if you want that, say so: --reward {shlex.quote(inherited.reward.function)}"
-            )
+        if rewards:
+            _require_named_by_the_user(start.path, inherited, overrides)
         return inherited
     if source == "auto":
         source = _recipe_for_this_machine()
     console.print(f"recipe: {source}")
     return load_recipe(source, overrides)
+
+
+def _require_named_by_the_user(folder: Path, inherited: Recipe, overrides: list[str]) -> None:
+    """Raises UserError where a folder's own recipe names a reward function, and no flag does: the folder may be
+    somebody else's, and importing a module runs it."""
+    function = inherited.reward.function
+    given = {text.partition("=")[0].strip() for text in overrides}
+    if function is not None and not given & {"reward", "reward.function"}:
+        raise UserError(
+            f"{folder}: its recipe names code to run, reward.function = {function!r}; if you want that, say so: "
+            f"--reward {shlex.quote(function)}"
+        )
 
 
 def _data_flags(

@@ -7,6 +7,7 @@ leaves a sealed folder, or one that nobody takes for a checkpoint.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -14,18 +15,16 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-SEAL, LOCK = "checkpoint.json", ".lock"
+SEAL = "checkpoint.json"
 UNSEALED = ("README.md",)  # a model card is there to be edited
 
 
-def write_file(path: Path, content: str | bytes) -> None:
+def write_file(path: Path, content: str) -> None:
     """Replace `path` by a file of that content: after a crash it holds the old bytes or the new ones."""
     beside = path.with_name(f".{path.name}.partial")
     try:
         with beside.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content.encode())
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -83,9 +82,9 @@ def damage(folder: Path) -> str | None:
 
 @contextlib.contextmanager
 def written_whole(target: Path, work: Path) -> Iterator[Path]:
-    """A folder in `work` (of the same disk) to write into. When the block ends its files are sealed and become those of
-    `target`: by one rename where there is no such folder yet, else file by file with the seal last. When the block
-    fails, nothing is left of it.
+    """A folder in `work` (of the same disk) to write into. When the block ends its files are sealed, read back, and
+    become those of `target`: by one rename where there is no such folder yet, else file by file with the seal last.
+    When the block fails, nothing is left of it.
     """
     partial = work / target.name
     shutil.rmtree(work, ignore_errors=True)
@@ -94,6 +93,8 @@ def written_whole(target: Path, work: Path) -> Iterator[Path]:
         partial.mkdir()
         yield partial
         seal(partial)
+        if wrong := damage(partial):  # read back before it takes any other's place
+            raise OSError(errno.EIO, wrong)
         if target.exists():
             (target / SEAL).unlink(missing_ok=True)
             for path in sorted(partial.iterdir(), key=lambda p: p.name == SEAL):
@@ -113,21 +114,6 @@ def remove_folder(folder: Path) -> None:
     if folder.exists():
         (folder / SEAL).unlink(missing_ok=True)
         shutil.rmtree(folder)
-
-
-@contextlib.contextmanager
-def owned(folder: Path) -> Iterator[bool]:
-    """Whether this process is the only writer of `folder`; the kernel lets go of the lock when the process dies."""
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 def _sha256(path: Path) -> str:

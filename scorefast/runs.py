@@ -14,19 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scorefast.durable import LOCK, SEAL, damage, owned, remove_folder, write_file
+from filelock import FileLock, Timeout
+
+from scorefast.durable import SEAL, damage, remove_folder, write_file
 from scorefast.recipe import Recipe, UserError, dump_recipe, flat, load_recipe, model_path
-from scorefast.untrusted import require_sound_folder
+from scorefast.untrusted import read_json, require_sound_folder
 
 # What must be the same from one run to the next that starts from it: how questions are split, asked and graded.
 TERMS = ("data.test_fraction", "data.validation_fraction", "prompt", "reward.grader")
 # What may change where a run is resumed: how it is cut into pieces, watched and stored. Sampling in other batches and
 # other micro-batches change a run by rounding and by which samples are drawn, not in what it optimises.
 MAY_CHANGE = ("eval.", "loss.", "rollout.batch_size", "report_to")
-MAY_CHANGE_OF_A_STAGE = (
-    *("max_steps", "micro_batch_size", "save_steps", "save_total_limit", "eval_steps", "show_steps", "max_kl"),
-)
-RECIPE, RUN, METRICS, WORK = "recipe.yaml", "run.json", "metrics.jsonl", ".partial"
+OF_A_STAGE = ("max_steps", "micro_batch_size", "save_steps", "save_total_limit", "eval_steps", "show_steps", "max_kl")
+RECIPE, RUN, METRICS, WORK, LOCK = "recipe.yaml", "run.json", "metrics.jsonl", ".partial", ".lock"
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,7 @@ def open_checkpoint(text: str) -> Checkpoint:
         _require_whole(path)
     name = f"{path.resolve().parent.name}/{path.name}" if path.name.startswith("checkpoint-") else path.resolve().name
     if (path / "adapter_config.json").is_file() and (path / "adapter_model.safetensors").is_file():
-        _require_safetensors(path / "adapter_model.safetensors")
-        base = recipe.model.name if recipe else _read_json(path / "adapter_config.json").get("base_model_name_or_path")
+        base = recipe.model.name if recipe else read_json(path / "adapter_config.json").get("base_model_name_or_path")
         return Checkpoint(name, path, True, str(base), recipe)
     if (path / "config.json").is_file() and list(path.glob("model*.safetensors")):
         return Checkpoint(name, path, False, recipe.model.name if recipe else text, recipe)
@@ -113,14 +112,20 @@ def require_free(out: Path | None) -> None:
 
 @contextlib.contextmanager
 def own_run(folder: Path) -> Iterator[None]:
-    """Be the only writer of `folder`. Raises UserError where another process is."""
+    """Be the only writer of `folder`; the kernel lets go when the process dies. Raises UserError where another is."""
+    lock = FileLock(folder / LOCK)
     try:
-        with owned(folder) as ours:
-            if not ours:
-                raise UserError(f"{folder}: another scorefast is writing into this run; wait for it, or stop it first")
-            yield
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{folder}: another scorefast is writing into this run; wait for it, or stop it first"
+        ) from None
     except PermissionError as error:
         raise UserError(f"{folder}: cannot be written to: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def start_run(folder: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
@@ -150,7 +155,7 @@ def abandon_run(folder: Path) -> None:
 
 def reopen_run(folder: Path, facts: dict[str, Any]) -> Recipe:
     """The recipe of a run to resume, if it is the same stage on the same data. Raises UserError if it is not."""
-    began = _read_json(folder / RUN)
+    began = read_json(folder / RUN)
     for key in ("stage", "data_sha256", "from"):
         if began.get(key) != facts[key]:
             raise UserError(f"{folder}: began with {key} = {began.get(key)!r}, not {facts[key]!r}")
@@ -167,7 +172,7 @@ def changes_allowed(folder: Path, section: str, began: Recipe, wanted: Recipe) -
     other = "stage1." if section == "stage2" else "stage2."
     changed = {k: (ours.get(k), theirs.get(k)) for k in ours | theirs if ours.get(k) != theirs.get(k)}
     changed = {k: v for k, v in changed.items() if not k.startswith(other)}
-    may = (*MAY_CHANGE, *(f"{section}.{name}" for name in MAY_CHANGE_OF_A_STAGE))
+    may = (*MAY_CHANGE, *(f"{section}.{name}" for name in OF_A_STAGE))
     for key, (before, after) in changed.items():
         if not key.startswith(may):
             raise UserError(
@@ -184,9 +189,8 @@ def changes_allowed(folder: Path, section: str, began: Recipe, wanted: Recipe) -
 
 def find_last(run: Path) -> tuple[Path | None, list[str]]:
     """(the newest whole checkpoint-N, a line for each newer one that is damaged). Found by looking at every byte."""
-    found = [p for p in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name) and p.is_dir()]
     passed_over: list[str] = []
-    for path in sorted(found, key=step_of, reverse=True):
+    for path in sorted(_checkpoints(run), key=step_of, reverse=True):
         wrong = damage(path) or (None if (path / "trainer_state.json").is_file() else "it has no trainer_state.json")
         if wrong is None:
             return path, passed_over
@@ -194,17 +198,18 @@ def find_last(run: Path) -> tuple[Path | None, list[str]]:
     return None, passed_over
 
 
+def _checkpoints(run: Path) -> list[Path]:
+    return [p for p in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name) and p.is_dir()]
+
+
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-def rotate(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and never the newest whole one."""
-    found = [p for p in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    last, _ = find_last(run)
-    for path in sorted(found, key=step_of)[:-keep]:
-        if path != last:
-            remove_folder(path)
+def rotate(run: Path, keep: int, saved: Path) -> None:
+    """Delete all but the newest `keep` checkpoints up to the one just saved. Newer ones are damaged: not counted."""
+    for path in sorted((p for p in _checkpoints(run) if step_of(p) <= step_of(saved)), key=step_of)[:-keep]:
+        remove_folder(path)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -231,23 +236,3 @@ def append_metrics(run: Path, lines: str) -> None:
         except OSError:
             file.truncate(before)
             raise
-
-
-def _require_safetensors(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file: {error}") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{path}: cannot be read as JSON") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return content

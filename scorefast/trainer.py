@@ -233,8 +233,6 @@ class ScoreTrainer(Trainer):
         assert num_items_in_batch is not None
         loss, stats, turn = micro_batch_loss(model, self.policy, inputs, self.recipe)
         self._record_loss(stats, turn, len(inputs["input_ids"]))
-        if not math.isfinite(loss.item()):
-            self.step.problem = self.step.problem or "the loss is not finite"
         # DDP averages gradients over processes; the normaliser already counts all of them.
         return loss * self.args.world_size / num_items_in_batch
 
@@ -250,7 +248,10 @@ class ScoreTrainer(Trainer):
             try:
                 for batch in again:
                     loss = self._gradient(model, batch, num_items_in_batch)
-                return loss if bool(loss.isfinite()) else torch.zeros_like(loss)  # the Trainer's sum would stay NaN
+                if bool(loss.isfinite()):
+                    return loss
+                self.step.problem = self.step.problem or "the loss is not finite"
+                return torch.zeros_like(loss)  # the Trainer's running sum would stay NaN for ever
             except Exception as error:
                 if not should_reduce_batch_size(error):
                     raise
@@ -361,7 +362,7 @@ class ScoreTrainer(Trainer):
                 self.accelerator.wait_for_everyone()
             self.log_file.save_again = False
             if first:
-                rotate(self.run, self.stage.save_total_limit)
+                rotate(self.run, self.stage.save_total_limit, folder)
         except WRITE_ERRORS as error:
             if self.args.world_size > 1:  # the others wait for this one
                 raise

@@ -18,8 +18,8 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from benchmarks import faults
-from scorefast.data import load_dataset
-from scorefast.durable import damage, owned, seal, write_file, written_whole
+from scorefast.data import content_sha256, load_dataset
+from scorefast.durable import damage, seal, write_file, written_whole
 from scorefast.model import load_policy
 from scorefast.monitor import signs, what_to_turn
 from scorefast.recipe import RunError, UserError, load_recipe
@@ -181,10 +181,10 @@ def test_the_last_checkpoint_is_the_newest_whole_one_and_stays(tmp_path):
     assert [line.split(":")[0] for line in passed_over] == [
         f"{tmp_path}/checkpoint-{n} is passed over" for n in (12, 10)
     ]
-    rotate(tmp_path, keep=2)
-    assert {p.name for p in tmp_path.iterdir()} == {f"checkpoint-{n}" for n in ("6", "10", "12", "x")}
+    rotate(tmp_path, keep=2, saved=last)
+    assert {p.name for p in tmp_path.iterdir()} == {f"checkpoint-{n}" for n in ("4", "6", "10", "12", "x")}
     checkpoints(tmp_path, 14, 16)
-    rotate(tmp_path, keep=2)
+    rotate(tmp_path, keep=2, saved=tmp_path / "checkpoint-16")
     assert {p.name for p in tmp_path.iterdir()} == {f"checkpoint-{n}" for n in ("14", "16", "x")}
 
 
@@ -199,8 +199,8 @@ def test_a_run_has_one_writer_at_a_time(tmp_path):
             [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False, cwd=REPOSITORY
         )
         assert "another scorefast is writing into this run" in done.stderr
-    with owned(tmp_path) as ours:
-        assert ours, "let go when its owner is done"
+    with own_run(tmp_path):
+        pass  # let go when its owner is done
 
 
 def test_a_second_command_into_a_running_run_is_refused(tmp_path):
@@ -239,6 +239,23 @@ def test_resume_names_the_key_that_must_not_change():
     longer = load_recipe("tiny-cpu", ["stage2.lr_scheduler=linear", "stage2.max_steps=99"])
     with pytest.raises(UserError, match="max_steps cannot change, because lr_scheduler = linear depends on it"):
         changes_allowed(Path("run"), "stage2", linear, longer)
+
+
+def test_resume_does_not_import_code_that_only_the_run_names(tmp_path):
+    """The run may be somebody else's; the command that began it, given again, names the function itself."""
+    (tmp_path / "evil.py").write_text("open('was-run', 'w')\n")
+    recipe = load_recipe("tiny-cpu", ["reward.function=evil:reward"])
+    (tmp_path / "run").mkdir()
+    facts = {"stage": "stage1", "data_sha256": content_sha256(str(SHIPPED)), "from": None}
+    start_run(tmp_path / "run", recipe, facts)
+    command = ["stage1", "--data", SHIPPED, "--out", "run", "--resume", "--dry-run"]
+    done = scorefast_here(*command, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.endswith("say so: --reward evil:reward\n")
+    assert not (tmp_path / "was-run").exists()
+    done = scorefast_here(*command, "--reward", "evil:reward", cwd=tmp_path)
+    assert "evil" in done.stderr.splitlines()[-1], "now it is looked for"
+    assert "say so" not in done.stderr
 
 
 def test_resume_begins_what_has_not_begun_and_refuses_what_is_no_run(tmp_path):
