@@ -38,7 +38,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 HERE = Path(__file__).parent
 CORPUS = HERE.parent / "tests" / "corpus"
 SECONDS = 10.0  # for one input; the slowest that is documented is math-verify's limit of 5
-GROWTH = 512 * 2**20  # bytes that a target's inputs may add to the process's most memory
+GROWTH_MIB = 512  # that a target's inputs may add to the process's most memory
+ROUND = 500  # inputs
 KINDS = (".csv", ".tsv", ".jsonl", ".json", ".csv.gz", ".jsonl.gz")
 GRADERS = ("numeric", "exact", "choice", "contains")
 FILES = ("adapter_model.safetensors", "adapter_config.json", "recipe.yaml")
@@ -267,57 +268,56 @@ RUNS = {
 
 def fuzz(target: str, runs: int, seed: int) -> dict[str, object]:
     """New inputs by hypothesis. What fails is made small, kept in the corpus, and ends the run of that target."""
-    import hypothesis
-    from hypothesis import given, settings
-
-    counts = {"taken": 0, "refused": 0}
-    slowest = 0.0
-    failed: list[bytes] = []
     from benchmarks.fuzz_inputs import inputs
 
-    strategy = inputs(target)
-    with contextlib.suppress(Exception):
+    strategy, told = inputs(target), {"taken": 0, "refused": 0, "slowest_ms": 0}
+    with contextlib.suppress(Exception, TooSlow):
         check(target, b"")  # what is imported and made once is not the inputs' memory
-    grown = 0  # while inputs are tried: what hypothesis itself holds is left out
+    before, started, error = _most_memory(), time.perf_counter(), ""
+    for first in range(0, runs, ROUND):  # in rounds: hypothesis holds on to what it wrote in one
+        error = error or _round(target, strategy, min(ROUND, runs - first), 1000 * seed + first // ROUND, told)
+    grown = (_most_memory() - before) >> 20
+    if grown > GROWTH_MIB:
+        error = error or f"memory grew by {grown} MiB"
+    took = round(time.perf_counter() - started, 1)
+    return {
+        "target": target,
+        "by": "hypothesis",
+        "seed": seed,
+        "seconds": took,
+        "grown_mib": grown,
+        "error": error,
+    } | told
+
+
+def _round(target: str, strategy, runs: int, seed: int, told: dict[str, int]) -> str:
+    """Counts into `told`; the first line of an error."""
+    import hypothesis
+
+    failed: list[bytes] = []
 
     @hypothesis.seed(seed)
-    @settings(max_examples=runs, database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
-    @given(strategy)
+    @hypothesis.settings(
+        max_examples=runs, database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
+    )
+    @hypothesis.given(strategy)
     def tried(data: bytes) -> None:
-        nonlocal slowest, grown
-        started, before = time.perf_counter(), _most_memory()
+        started = time.perf_counter()
         try:
-            counts["taken" if check(target, data) else "refused"] += 1
-        except TooSlow as error:
+            told["taken" if check(target, data) else "refused"] += 1
+        except (Exception, TooSlow) as error:
             failed.append(data)
-            raise AssertionError(str(error)) from None
-        except Exception:
-            failed.append(data)
-            raise
-        slowest = max(slowest, time.perf_counter() - started)
-        grown += _most_memory() - before
+            raise AssertionError(f"{type(error).__name__}: {error}") from error
+        told["slowest_ms"] = max(told["slowest_ms"], round(1000 * (time.perf_counter() - started)))
 
-    started = time.perf_counter()
-    error = ""
     try:
         tried()
     except Exception as raised:  # the harness reports it
         if not failed:
             raise
         keep(target, failed[-1])
-        error = f"{type(raised).__name__}: {raised}".splitlines()[0]
-    if grown > GROWTH and not error:
-        error = f"memory grew by {grown >> 20} MiB"
-    return {
-        "target": target,
-        "by": "hypothesis",
-        "seed": seed,
-        **counts,
-        "seconds": round(time.perf_counter() - started, 1),
-        "slowest_ms": round(1000 * slowest),
-        "grown_mib": grown >> 20,
-        "error": error,
-    }
+        return f"{type(raised).__name__}: {raised}".splitlines()[0]
+    return ""
 
 
 def keep(target: str, data: bytes) -> Path:
@@ -436,7 +436,7 @@ def _report(results: list[dict], seed: int) -> str:
         "",
         f"Every input ended in a value (taken) or in one line of refusal, within {SECONDS:.0f} s, unless the last "
         "column says otherwise. Memory: what the process grew by while inputs were tried (hypothesis, limit "
-        f"{GROWTH >> 20} MiB), or its peak with the instrumented libraries (atheris, limit 3,072 MiB).",
+        f"{GROWTH_MIB} MiB), or its peak with the instrumented libraries (atheris, limit 3,072 MiB).",
         "",
         "| target | inputs by | inputs | taken | refused | seconds | slowest | memory | edges reached | failures |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -255,17 +255,17 @@ def flat(recipe: Recipe) -> dict[str, Any]:
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"--set {override}: expected key=value, for example --set stage2.alpha=5")
+        raise UserError(f"--set {shortened(override, 100)}: expected key=value, for example --set stage2.alpha=5")
     *parents, leaf = key.strip().split(".")
     node = tree
     for name in parents:
         node = node.setdefault(name, {})
         if not isinstance(node, dict):
-            raise UserError(f"--set {key}: {name!r} is a value, not a group of keys")
+            raise UserError(f"--set {shortened(key, 100)}: {name!r} is a value, not a group of keys")
     try:
         node[leaf] = parse_yaml(text)  # YAML 1.1 reads 2e-4 as a string; pydantic makes it a number where one is due
     except ValueError as error:
-        raise UserError(f"--set {key}: {shortened(text, 100)!r} is not a YAML value: {error}") from None
+        raise UserError(f"--set {shortened(key, 100)}: {shortened(text, 100)!r} is not a YAML value: {error}") from None
 
 
 def known_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
