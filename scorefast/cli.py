@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from scorefast import __version__
-from scorefast.recipe import GraderName, Recipe, RunError, UserError, dump_recipe, load_recipe
+from scorefast.recipe import GraderName, Recipe, RunError, UserError, dump_recipe, load_recipe, model_path
 
 app = typer.Typer(
     help="Teach a language model to correct itself (SCoRe, arXiv 2409.12917), on one consumer GPU or none.",
@@ -577,7 +577,11 @@ def _work(console: Console, settings: Recipe) -> Iterator[None]:
             from scorefast.model import import_backend
 
             import_backend(settings.model)
+            import huggingface_hub
             import transformers
+        huggingface_hub.utils.logging.set_verbosity_error()  # it tells of every attempt to reach the hub
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
+        if not Path(model_path(settings.model.name)).is_dir():
+            console.print(f"model: {settings.model.name}, from the Hugging Face hub or its cache", soft_wrap=True)
         yield

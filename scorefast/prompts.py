@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import groupby, pairwise
 from typing import Any
 
-from scorefast.untrusted import bounded_work
+from scorefast.untrusted import bounded_work, one_line
 
 # The wording of the paper's mathematics prompt (arXiv 2409.12917, appendix), without its formatting demand.
 # It neither contains the answer nor says whether the first attempt was right.
@@ -22,7 +22,8 @@ CORRECTION = (
     "Please correct the error, if any, and rewrite the solution."
 )
 
-TEMPLATE_WORK = 5_000_000  # lines of Python that compiling and filling a template may run; Gemma's takes 30,000
+# Lines of Python that compiling and filling a template may run (Gemma's takes 30,000), and bytes that it may take.
+TEMPLATE_WORK = (5_000_000, 2**28)
 _SLOTS = ["QuestionSlot", "ReplySlot", "CorrectionSlot"]
 
 
@@ -47,10 +48,10 @@ class ChatFormat:
         """Ids before the question, between question and reply, between reply and next user turn, and after that."""
         turns = [{"role": r, "content": c} for r, c in zip(("user", "assistant", "user"), _SLOTS, strict=True)]
         try:
-            with bounded_work(TEMPLATE_WORK):
+            with bounded_work(*TEMPLATE_WORK):
                 text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # a template is a program: it can raise anything
-            raise self._unfit(f"fails on user, assistant, user: {' '.join(str(error).split())}") from error
+            raise self._unfit(f"fails on user, assistant, user: {one_line(error)}") from error
         slots = "|".join(_SLOTS)
         if re.findall(slots, text) != _SLOTS:
             raise self._unfit("does not write each message once, unchanged and in order")

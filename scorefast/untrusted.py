@@ -6,6 +6,7 @@ Nothing here runs code that a file names, follows a path out of a folder, or tak
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -140,9 +141,12 @@ def parse_yaml(text: str) -> Any:
 
 
 @contextmanager
-def bounded_work(lines: int) -> Iterator[None]:
-    """Raises RuntimeError where what is done inside runs more than that many lines of Python: a program of somebody
-    else's, such as a chat template, then ends, on any thread and system."""
+def bounded_work(lines: int, memory: int) -> Iterator[None]:
+    """Raises RuntimeError where what is done inside runs more than that many lines of Python, MemoryError where it
+    takes more than `memory` bytes: a program of somebody else's, such as a chat template, then ends.
+
+    Lines are counted on any thread and system, memory on Linux. (One line that only takes time is not ended.)
+    """
     left, before = lines, sys.gettrace()
 
     def count(frame: Any, event: str, _: Any) -> Any:
@@ -152,11 +156,29 @@ def bounded_work(lines: int) -> Iterator[None]:
             raise RuntimeError(f"takes more than {lines:,} lines of Python")
         return count
 
-    sys.settrace(count)
+    with _bounded_memory(memory):
+        sys.settrace(count)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+
+
+@contextmanager
+def _bounded_memory(memory: int) -> Iterator[None]:
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    import resource
+
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    before, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if before == resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_AS, (taken + memory, hard))
     try:
         yield
     finally:
-        sys.settrace(before)
+        resource.setrlimit(resource.RLIMIT_AS, (before, hard))
 
 
 def require_sound_folder(folder: Path) -> None:

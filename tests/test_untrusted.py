@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import struct
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from scorefast.untrusted import bounded_work, read_json
 from tests.conftest import SHIPPED, scorefast
 
 TINY = EMBEDDED_MODELS["tiny-gemma2"]
+ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is bounded on Linux alone")
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +294,8 @@ def test_a_model_folder_that_leads_to_another_model_is_refused(adapter, model):
         ("{{ messages.append(1) }}", "chat template"),
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "lines of Python"),
         ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "recursion"),
+        pytest.param("{{ 'a' * 10 ** 10 }}", "MemoryError", marks=ON_LINUX),
+        pytest.param("{{ '%9999999999d' % 1 }}", "MemoryError", marks=ON_LINUX),
     ],
 )
 @pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json"])
@@ -310,10 +314,19 @@ def test_work_is_counted_and_the_tracer_before_comes_back():
         while True:
             pass
 
-    with pytest.raises(RuntimeError, match="more than 1,000 lines of Python"), bounded_work(1000):
+    with pytest.raises(RuntimeError, match="more than 1,000 lines of Python"), bounded_work(1000, 2**28):
         endless()
-    with bounded_work(1000):
+    with bounded_work(1000, 2**28):
         assert sum(range(10)) == 45
+
+
+@ON_LINUX
+def test_memory_is_bounded_and_the_limit_before_comes_back():
+    with pytest.raises(MemoryError), bounded_work(1000, 2**26):
+        bytearray(2**27)
+    with bounded_work(1000, 2**28):
+        assert len(bytearray(2**27)) == 2**27
+    assert len(bytearray(2**28)) == 2**28
 
 
 def test_json_is_read_within_its_limit(tmp_path):
