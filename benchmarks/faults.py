@@ -10,12 +10,14 @@ weights and the metrics of the unbroken run, or is counted as lost. Writes bench
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -222,7 +224,42 @@ def disk_full(folder: Path, chance: random.Random) -> tuple[str, int, tuple[int,
     if not child.ended():
         child.limit_file_size(resource.RLIM_INFINITY)
     codes = [child.exit_code()]
-    return "no room on the disk", step, tuple(codes) if codes == [0] else finish(folder, codes)
+    return "no file can grow (EFBIG)", step, tuple(codes) if codes == [0] else finish(folder, codes)
+
+
+def may_mount() -> bool:
+    """Whether a file system can be mounted here, which takes root."""
+    with tempfile.TemporaryDirectory() as place:
+        return _mount(Path(place)) and not subprocess.run(["umount", place], check=False).returncode
+
+
+def _mount(place: Path) -> bool:
+    """A file system of 4 MB in memory."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=4M", "scorefast-faults", str(place)]
+    return not subprocess.run(command, check=False, capture_output=True).returncode
+
+
+def file_system_full(folder: Path, chance: random.Random) -> tuple[str, int, tuple[int, ...]]:
+    """The run's folder is a file system of its own. Something else fills it to the last byte, and later goes away."""
+    folder.mkdir()
+    assert _mount(folder)
+    child, target, filler = Child(folder), chance.randrange(1, STEPS - 3), folder / "filler"
+    child.wait_until(lambda: child.step() >= target)
+    step = child.step()
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        for size in (4096, 1):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
+    time.sleep(chance.uniform(0.3, 1.2))
+    filler.unlink()
+    codes = [child.exit_code()]
+    every = tuple(codes) if codes == [0] else finish(folder, codes)
+    kept = shutil.copytree(folder, folder.with_name(f"{folder.name}-kept"))
+    subprocess.run(["umount", str(folder)], check=True)
+    folder.rmdir()
+    kept.rename(folder)
+    return "a full file system (ENOSPC)", step, every
 
 
 def folder_gone(folder: Path, chance: random.Random) -> tuple[str, int, tuple[int, ...]]:
@@ -277,7 +314,8 @@ def run(kills: int, signals: int, seed: int) -> None:
         (kill_three_times, max(1, kills // 5)),
     ]
     plan += [(fault, signals) for fault in (interrupt, terminate, interrupt_twice)]
-    plan += [(fault, max(1, signals // 2)) for fault in (disk_full, folder_gone, newest_damaged)]
+    disk = [disk_full, file_system_full] if may_mount() else [disk_full]
+    plan += [(fault, max(1, signals // 2)) for fault in (*disk, folder_gone, newest_damaged)]
     outcomes = []
     for fault, trials in plan:
         for number in range(trials):
@@ -319,7 +357,7 @@ but for clock times: none missing, none twice, none different.
 {chr(10).join(rows)}
 
 137 is SIGKILL, 130 SIGINT, 143 SIGTERM; 0: the run was not stopped by it. Step -1: before anything was logged, step 0:
-after the first validation. "No room on the disk" is a limit on the size of files (the error is EFBIG, not ENOSPC).
+after the first validation. "A full file system" takes root to mount one, and is left out without.
 
 CPU, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, transformers \
 {transformers.__version__}. On a GPU equal bytes are not promised: its kernels add in no fixed order.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -33,6 +34,7 @@ from scorefast.recipe import Recipe, RunError, Stage1, Stage2, dump_recipe
 from scorefast.reward import grade_example, load_reward, rewards_of
 from scorefast.runs import METRICS, RECIPE, WORK, append_metrics, find_last, metrics_line, read_metrics, rotate, step_of
 from scorefast.schedule import Slots, micro_batch_size, samples_per_question, training_arguments
+from scorefast.untrusted import one_line
 
 MOST_SKIPPED = 3  # steps in a row that come to nothing before a run stops
 Sampled = TypeVar("Sampled")
@@ -367,7 +369,7 @@ class ScoreTrainer(Trainer):
             if self.args.world_size > 1:  # the others wait for this one
                 raise
             self.log_file.save_again = True
-            self.note(f"{folder}: not saved, to be tried again after the next step: {_reason(error)}")
+            self.note(f"{folder}: not saved, to be tried again after the next step: {_reason(error, self.run)}")
 
     def _require_finite_weights(self) -> None:
         if not all(bool(p.isfinite().all()) for p in self.policy.model.parameters() if p.requires_grad):
@@ -389,7 +391,7 @@ class ScoreTrainer(Trainer):
             with written_whole(self.run, self.run / WORK) as folder:
                 self._save(str(folder))
         except WRITE_ERRORS as error:
-            raise RunError(f"{self.run}: trained, but not saved: {_reason(error)}; {self._last()}") from None
+            raise RunError(f"{self.run}: trained, but not saved: {_reason(error, self.run)}; {self._last()}") from None
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
@@ -423,8 +425,12 @@ def set_rng_state(state: tuple[Any, ...]) -> None:
         torch.cuda.set_rng_state_all(cuda)
 
 
-def _reason(error: BaseException) -> str:
-    return str(getattr(error, "strerror", None) or str(error).splitlines()[0])
+def _reason(error: BaseException, folder: Path) -> str:
+    """torch.save says of a full disk no more than that a stream failed: then the room that is left tells."""
+    told = getattr(error, "strerror", None)
+    if told or not folder.exists():
+        return str(told or one_line(error))
+    return f"{one_line(error)} ({shutil.disk_usage(folder).free / 2**20:,.1f} MiB are free there)"
 
 
 def micro_batch_loss(
