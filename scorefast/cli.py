@@ -258,7 +258,7 @@ def _stage(
         raise UserError("--resume: name the run to continue with --out")
     begun = out if resume and out is not None and runs.has_begun(out) else None
     if begun is None and _rank() == 0:
-        runs.require_free(out)
+        runs.require_free(out, resume=resume)
     start = runs.open_checkpoint(from_) if from_ else None
     facts = {
         "stage": section,
@@ -303,13 +303,13 @@ def _stage(
             return
         check_lengths(section, settings, dataset)
         if begun is None and _rank() == 0:
-            out = runs.claim_run(out, section)
+            out = runs.claim_run(out, section, resume=resume)
         if out is None:
             raise UserError("several processes: name the run's folder with --out")
         with runs.own_run(out) if _rank() == 0 else contextlib.nullcontext():
             if _rank() == 0:
                 if begun is None:
-                    runs.require_free(out)  # once more: now nobody else can take it
+                    runs.require_free(out, resume=resume)  # once more: now nobody else can take it
                 chosen = {"backend": resolve_backend(settings.model), "loss": resolve_loss(settings)}
                 runs.start_run(out, settings, facts | chosen)
                 if dataset.dropped_rows:

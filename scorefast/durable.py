@@ -15,15 +15,21 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from scorefast.untrusted import UserError, read_json
+
 SEAL = "checkpoint.json"
 UNSEALED = ("README.md",)  # a model card is there to be edited
 
 
 def write_file(path: Path, content: str) -> None:
-    """Replace `path` by a file of that content: after a crash it holds the old bytes or the new ones."""
+    """Replace `path` by a file of that content: after a crash it holds the old bytes or the new ones.
+
+    A link that stands in the way, in a folder that came from elsewhere, is replaced and not followed.
+    """
     beside = path.with_name(f".{path.name}.partial")
     try:
-        with beside.open("wb") as file:
+        beside.unlink(missing_ok=True)
+        with beside.open("xb") as file:
             file.write(content.encode())
             file.flush()
             os.fsync(file.fileno())
@@ -55,17 +61,16 @@ def seal(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What keeps `folder` from being what was sealed, or None. Files that the seal does not name are not looked at."""
-    try:
-        text = (folder / SEAL).read_text(encoding="utf-8")
-    except FileNotFoundError:
+    """What keeps `folder` from being what was sealed, or None. Files that the seal does not name are not looked at.
+
+    A seal tells damage, not forgery: whoever can change a file can seal it anew.
+    """
+    if not (folder / SEAL).exists():
         return f"it has no {SEAL}, so it was never finished"
-    except (OSError, UnicodeDecodeError):
-        return f"its {SEAL} cannot be read"
     try:
-        files = json.loads(text)["files"]
-        sealed = {str(name): (int(facts["size"]), str(facts["sha256"])) for name, facts in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        files = read_json(folder / SEAL)["files"]
+        sealed = {str(name): (facts["size"], facts["sha256"]) for name, facts in files.items()}
+    except (UserError, KeyError, TypeError, AttributeError):
         return f"its {SEAL} is not one of ours"
     for name, (size, sha256) in sealed.items():
         path = folder / name
@@ -110,8 +115,10 @@ def written_whole(target: Path, work: Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Its seal first, so that what a kill leaves of it is no checkpoint."""
-    if folder.exists():
+    """Its seal first, so that what a kill leaves of it is no checkpoint. Of a link, the link alone."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
         (folder / SEAL).unlink(missing_ok=True)
         shutil.rmtree(folder)
 

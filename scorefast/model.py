@@ -18,7 +18,7 @@ from scorefast.kernels.reference import log_softmax_head
 from scorefast.prompts import ChatFormat
 from scorefast.recipe import PACKAGE, Model, Recipe, UserError, model_path
 from scorefast.runs import RECIPE, Checkpoint
-from scorefast.untrusted import one_line, require_short_template, require_sound_folder, shortened
+from scorefast.untrusted import one_line, plain_lora, require_short_template, require_sound_folder, shortened
 
 CONFIGS = PACKAGE / "assets" / "configs"  # of models that recipes name, so that they can be planned for offline
 
@@ -182,12 +182,14 @@ def _train_all_but_embeddings(model: Any) -> None:
 
 
 def _add_saved_adapter(model: Any, folder: Path, trainable: bool) -> Any:
-    from peft import PeftModel
+    """The folder's weights, under a configuration of ours: PEFT reads adapter_config.json not at all."""
+    from peft import LoraConfig, get_peft_model
 
     require_sound_folder(folder)
+    config = LoraConfig(**plain_lora(folder), inference_mode=not trainable)
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-        loaded = adapted.load_adapter(str(folder), "default", is_trainable=trainable)  # again: this one tells
+        adapted = get_peft_model(model, config)
+        loaded = adapted.load_adapter(str(folder), "default", is_trainable=trainable)
     except Exception as error:  # of another base, or damaged: it can fail in any way
         raise UserError(f"{folder}: this adapter cannot be loaded: {one_line(error)}") from None
     _require_same_names(str(folder), loaded.missing_keys, loaded.unexpected_keys)
@@ -474,5 +476,6 @@ def _until_end(ids: list[int], ends: set[int]) -> list[int]:
 
 def save_policy(policy: Policy, folder: Path) -> None:
     """An ordinary PEFT folder (a model folder after full fine-tuning), safetensors, with tokenizer and template."""
-    policy.model.save_pretrained(str(folder))
+    adapter = hasattr(policy.model, "peft_config")  # of which PEFT would ask the hub whether the vocabulary has grown
+    policy.model.save_pretrained(str(folder), **({"save_embedding_layers": False} if adapter else {}))
     policy.tokenizer.save_pretrained(str(folder))

@@ -22,8 +22,7 @@ CORRECTION = (
     "Please correct the error, if any, and rewrite the solution."
 )
 
-# Lines of Python that compiling and filling a template may run (Gemma's takes 30,000), and bytes that it may take.
-TEMPLATE_WORK = (5_000_000, 2**28)
+TEMPLATE_WORK = (10.0, 2**28)  # seconds and bytes that compiling and filling a template may take; Gemma's takes 0.1 s
 _SLOTS = ["QuestionSlot", "ReplySlot", "CorrectionSlot"]
 
 

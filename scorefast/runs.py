@@ -27,6 +27,7 @@ TERMS = ("data.test_fraction", "data.validation_fraction", "prompt", "reward.gra
 MAY_CHANGE = ("eval.", "loss.", "rollout.batch_size", "report_to")
 OF_A_STAGE = ("max_steps", "micro_batch_size", "save_steps", "save_total_limit", "eval_steps", "show_steps", "max_kl")
 RECIPE, RUN, METRICS, WORK, LOCK = "recipe.yaml", "run.json", "metrics.jsonl", ".partial", ".lock"
+LEFTOVERS = {LOCK, RECIPE, f".{RECIPE}.partial", f".{RUN}.partial"}  # of a run that was killed before it had begun
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,10 @@ def require_same_terms(checkpoint: Checkpoint, recipe: Recipe) -> None:
             raise UserError(f"{checkpoint.path}: its run had {key} = {theirs!r}, the recipe in force says {ours!r}")
 
 
-def claim_run(out: Path | None, name: str) -> Path:
+def claim_run(out: Path | None, name: str, *, resume: bool = False) -> Path:
     """A new folder for a run: `out`, or the first free of runs/NAME, runs/NAME-2, ..."""
     if out is not None:
-        require_free(out)
+        require_free(out, resume=resume)
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -104,10 +105,15 @@ def claim_run(out: Path | None, name: str) -> Path:
             number += 1
 
 
-def require_free(out: Path | None) -> None:
-    """Raises UserError where `out` is taken."""
-    if out is not None and out.exists() and (not out.is_dir() or any(p.name != LOCK for p in out.iterdir())):
-        raise UserError(f"{out}: already holds files; choose another --out, or continue a run of it with --resume")
+def require_free(out: Path | None, *, resume: bool = False) -> None:
+    """Raises UserError where `out` is taken. With `resume`, not by what a run leaves that was killed at its beginning."""
+    if out is None or not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{out}: is a file; --out takes a folder, new or empty")
+    if {path.name for path in out.iterdir()} - (LEFTOVERS if resume else {LOCK}):
+        run = "continue the run in it with --resume" if (out / RUN).is_file() else "an empty one"
+        raise UserError(f"{out}: already holds files; choose another --out, or {run}")
 
 
 @contextlib.contextmanager
@@ -120,8 +126,8 @@ def own_run(folder: Path) -> Iterator[None]:
         raise UserError(
             f"{folder}: another scorefast is writing into this run; wait for it, or stop it first"
         ) from None
-    except PermissionError as error:
-        raise UserError(f"{folder}: cannot be written to: {error.strerror}") from None
+    except OSError as error:  # no right to, a read-only disk, a lock that is a folder or a link
+        raise UserError(f"{folder}: cannot be written to: {error.strerror}; choose another --out") from None
     try:
         yield
     finally:
@@ -142,7 +148,7 @@ def has_begun(folder: Path) -> bool:
     if (folder / RUN).is_file() and (folder / RECIPE).is_file():
         return True
     left = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-    if left - {RECIPE, LOCK, f".{RECIPE}.partial", f".{RUN}.partial"}:
+    if left - LEFTOVERS:
         raise UserError(f"{folder}: no run to resume here (it has no {RECIPE} and {RUN}), and it is not empty")
     return False
 
@@ -199,7 +205,9 @@ def find_last(run: Path) -> tuple[Path | None, list[str]]:
 
 
 def _checkpoints(run: Path) -> list[Path]:
-    return [p for p in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name) and p.is_dir()]
+    """Links are none of the run's own: what they lead to is neither resumed from nor rotated away."""
+    found = (p for p in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name))
+    return [p for p in found if p.is_dir() and not p.is_symlink()]
 
 
 def step_of(checkpoint: Path) -> int:
@@ -227,7 +235,7 @@ def metrics_line(values: dict[str, Any]) -> str:
 def append_metrics(run: Path, lines: str) -> None:
     """Add to metrics.jsonl and flush to the disk: all of `lines`, or an OSError and none. The file must be there: where
     a disk is gone its mount point is not written to."""
-    with (run / METRICS).open("r+b", buffering=0) as file:
+    with open(os.open(run / METRICS, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)), "r+b", buffering=0) as file:
         before, rest = file.seek(0, os.SEEK_END), lines.encode()
         try:
             while rest:

@@ -6,9 +6,13 @@ Nothing here runs code that a file names, follows a path out of a folder, or tak
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
+import signal
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,27 +145,28 @@ def parse_yaml(text: str) -> Any:
 
 
 @contextmanager
-def bounded_work(lines: int, memory: int) -> Iterator[None]:
-    """Raises RuntimeError where what is done inside runs more than that many lines of Python, MemoryError where it
-    takes more than `memory` bytes: a program of somebody else's, such as a chat template, then ends.
+def bounded_work(seconds: float, memory: int) -> Iterator[None]:
+    """Raises RuntimeError where what is done inside takes longer, MemoryError where it takes more than `memory` bytes:
+    a program of somebody else's, such as a chat template, then ends.
 
-    Lines are counted on any thread and system, memory on Linux. (One line that only takes time is not ended.)
+    Time is bounded on the main thread (by SIGALRM, not on Windows), memory on Linux.
     """
-    left, before = lines, sys.gettrace()
-
-    def count(frame: Any, event: str, _: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise RuntimeError(f"takes more than {lines:,} lines of Python")
-        return count
-
     with _bounded_memory(memory):
-        sys.settrace(count)
+        if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def late(signum: int, frame: Any) -> None:
+            raise RuntimeError(f"takes more than {seconds:g} seconds")
+
+        before = signal.signal(signal.SIGALRM, late)
+        # And again every second: Jinja folds constants, swallows what that raises, and computes them once more.
+        left, again = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
         try:
             yield
         finally:
-            sys.settrace(before)
+            signal.setitimer(signal.ITIMER_REAL, left, again)
+            signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager
@@ -200,7 +205,7 @@ def require_sound_folder(folder: Path) -> None:
     if (folder / "config.json").is_file():
         _require_plain_model(folder / "config.json")
     if (folder / "adapter_config.json").is_file():
-        _require_plain_lora(folder / "adapter_config.json")
+        plain_lora(folder)
 
 
 def require_short_template(template: str, owner: str) -> None:
@@ -264,21 +269,72 @@ def _leaves(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _require_plain_lora(path: Path) -> None:
+NAME = re.compile(r"[\w.-]{1,200}")
+# What an adapter's configuration may say, and is heeded; then what may stand there, and is not.
+LORA: dict[str, Callable[[Any], bool]] = {
+    "r": lambda v: type(v) is int and v > 0,
+    "lora_alpha": lambda v: _is_number(v),
+    "lora_dropout": lambda v: _is_number(v) and 0 <= v < 1,
+    "target_modules": lambda v: isinstance(v, str) or _are_names(v),
+    "rank_pattern": lambda v: isinstance(v, dict) and _are_names([*v]) and all(LORA["r"](r) for r in v.values()),
+    "alpha_pattern": lambda v: isinstance(v, dict) and _are_names([*v]) and all(map(_is_number, v.values())),
+    "use_rslora": lambda v: isinstance(v, bool),
+    "use_dora": lambda v: isinstance(v, bool),
+    "fan_in_fan_out": lambda v: isinstance(v, bool),
+    "task_type": lambda v: v == "CAUSAL_LM",
+}
+HARMLESS = {"bias": "none", "init_lora_weights": True}
+OF_NO_ACCOUNT = {
+    *("peft_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"),
+    *("megatron_core", "qalora_group_size", "runtime_config"),
+}
+
+
+def plain_lora(folder: Path) -> dict[str, Any]:
+    """What of adapter_config.json PEFT is to be told: numbers and names. PEFT itself would take patterns that run for
+    ever, names of code to import, and ways to change the base.
+
+    A pattern in target_modules becomes the names of the modules that the weights are of. Raises UserError for a key
+    or value that is none of LORA's.
+    """
+    path, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     config = read_json(path)
     if config.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type is {shortened(repr(config.get('peft_type')), 100)}; expected LORA")
-    if config.get("megatron_config") is not None:  # PEFT would import the module that megatron_core names
-        raise UserError(f"{path}: megatron_config is set, which names code to be imported; remove that key")
-    weights = path.parent / "adapter_model.safetensors"
-    pattern = config.get("rank_pattern") or {}
-    ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else [pattern])]
-    if weights.is_file() and not all(isinstance(rank, int) and rank <= _largest_rank(weights) for rank in ranks):
-        raise UserError(f"{path}: r or rank_pattern is larger than any matrix of {weights.name}, or no number")
+    heeded: dict[str, Any] = {"task_type": "CAUSAL_LM"}
+    for key, value in config.items():
+        if key in LORA and value is not None:
+            if not LORA[key](value):
+                raise UserError(f"{path}: {key} is {shortened(repr(value), 100)}, which is not supported")
+            heeded[key] = value
+        elif key not in OF_NO_ACCOUNT and value and value != HARMLESS.get(key):
+            raise UserError(
+                f"{path}: {shortened(key, 50)} is set, which is not supported; remove that key if the "
+                f"adapter does without"
+            )
+    if {"r", "lora_alpha", "target_modules"} - heeded.keys():
+        raise UserError(f"{path}: expected r, lora_alpha and target_modules")
+    if weights.is_file():
+        shapes = _shapes(weights)
+        largest = max((shape[0] for name, shape in shapes.items() if ".lora_A." in name), default=0)
+        if max(heeded["r"], *heeded.get("rank_pattern", {}).values(), 0) > largest:
+            raise UserError(f"{path}: r or rank_pattern is larger than any matrix of {weights.name}")
+        if isinstance(heeded["target_modules"], str) and heeded["target_modules"] != "all-linear":
+            named = (name.removeprefix("base_model.model.").partition(".lora_") for name in shapes)
+            heeded["target_modules"] = sorted({module for module, lora, _ in named if lora})
+    return heeded
 
 
-def _largest_rank(weights: Path) -> int:
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and NAME.fullmatch(name) for name in value)
+
+
+def _shapes(weights: Path) -> dict[str, list[int]]:
     from safetensors import safe_open
 
     with safe_open(weights, framework="np") as tensors:
-        return max((tensors.get_slice(name).get_shape()[0] for name in tensors.keys() if ".lora_A." in name), default=0)  # noqa: SIM118
+        return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118

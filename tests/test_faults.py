@@ -19,12 +19,13 @@ from transformers import TrainerCallback
 
 from benchmarks import faults
 from scorefast.data import content_sha256, load_dataset
-from scorefast.durable import damage, seal, write_file, written_whole
+from scorefast.durable import damage, remove_folder, seal, write_file, written_whole
 from scorefast.model import load_policy
 from scorefast.monitor import signs, what_to_turn
 from scorefast.recipe import RunError, UserError, load_recipe
 from scorefast.report import print_signs
 from scorefast.runs import (
+    append_metrics,
     changes_allowed,
     find_last,
     has_begun,
@@ -124,6 +125,7 @@ def test_a_model_card_may_be_edited(tmp_path):
         '{"files": {"weights": {"size": "many", "sha256": 1}}}',
         '{"files": {"../outside": {"size": 3, "sha256": "x"}}}',
         '{"files": {"/etc/hostname": {"size": 3, "sha256": "x"}}}',
+        '{"files": {"weights": {"size": 1e999, "sha256": "x"}}}',
         "[" * 100_000,
         "\udcff",
     ],
@@ -133,6 +135,40 @@ def test_a_seal_that_is_none_of_ours_is_damage(tmp_path, text):
     (tmp_path / "outside").write_text("abc")
     (folder / "checkpoint.json").write_bytes(text.encode(errors="surrogateescape"))
     assert damage(folder)
+
+
+def test_a_seal_that_is_no_file_or_endless_is_damage(tmp_path):
+    folder = sealed(tmp_path / "checkpoint-1")
+    os.truncate(folder / "checkpoint.json", 2**40)
+    assert damage(folder) == "its checkpoint.json is not one of ours"
+    (folder / "checkpoint.json").unlink()
+    os.mkfifo(folder / "checkpoint.json")
+    assert damage(folder) == "its checkpoint.json is not one of ours"
+
+
+def test_no_link_out_of_a_run_is_followed(tmp_path):
+    """A run that came from somebody else: what is written and removed there stays there."""
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    run.mkdir()
+    outside.write_text("precious")
+    for name in ("metrics.jsonl", ".metrics.jsonl.partial"):
+        (run / name).symlink_to(outside)
+    write_file(run / "metrics.jsonl", "{}\n")
+    assert (run / "metrics.jsonl").read_text() == "{}\n"
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").symlink_to(outside)
+    with pytest.raises(OSError, match="symbolic links"):
+        append_metrics(run, "{}\n")
+    assert outside.read_text() == "precious"
+    elsewhere = sealed(tmp_path / "elsewhere")
+    (run / "checkpoint-2").symlink_to(elsewhere)
+    shutil.copytree(elsewhere, run / "checkpoint-4")
+    rotate(run, 1, run / "checkpoint-4")
+    assert damage(elsewhere) is None
+    assert find_last(run)[0] is None, "a link is no checkpoint of the run"
+    remove_folder(run / "checkpoint-2")
+    assert damage(elsewhere) is None
+    assert not (run / "checkpoint-2").is_symlink()
 
 
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path):

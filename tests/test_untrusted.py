@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+import signal
 import struct
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,7 @@ from scorefast.untrusted import bounded_work, read_json
 from tests.conftest import SHIPPED, scorefast
 
 TINY = EMBEDDED_MODELS["tiny-gemma2"]
+ENDLESS = "^(([a-z0-9_.])+)+!$"  # a pattern that tries for ever
 ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is bounded on Linux alone")
 
 
@@ -141,22 +145,41 @@ def test_an_adapter_of_another_base_is_refused(adapter, model):
     ("changes", "message"),
     [
         ({"r": 10**9}, "r or rank_pattern is larger than any matrix"),
-        ({"r": "eight"}, "r or rank_pattern is larger than any matrix"),
+        ({"r": "eight"}, "r is 'eight', which is not supported"),
+        ({"r": None}, "expected r, lora_alpha and target_modules"),
         ({"rank_pattern": {"q_proj": 10**9}}, "r or rank_pattern is larger than any matrix"),
+        ({"rank_pattern": {ENDLESS: 8}}, "rank_pattern is"),
+        ({"alpha_pattern": {ENDLESS: 8}}, "alpha_pattern is"),
+        ({"exclude_modules": ENDLESS}, "exclude_modules is set"),
+        ({"layer_replication": [[0, 3]] * 20_000}, "layer_replication is set"),
+        ({"init_lora_weights": "pissa_niter_999999999"}, "init_lora_weights is set"),
+        ({"bias": "all"}, "bias is set"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is set"),
+        ({"lora_alpha": math.inf}, "lora_alpha is inf"),
         ({"peft_type": "PROMPT_TUNING"}, "peft_type is 'PROMPT_TUNING'; expected LORA"),
         ({"peft_type": None}, "peft_type is None; expected LORA"),
-        ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "names code to be imported"),
+        ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "megatron_config is set"),
         ({"target_modules": ["nothing"]}, "cannot be loaded"),
-        ({"target_modules": 7}, "cannot be loaded"),
-        ({"lora_alpha": "much"}, "cannot be loaded"),
-        ({"lora_dropout": [1]}, "cannot be loaded"),
-        ({"task_type": "NONE"}, "cannot be loaded"),
-        ({"unheard_of": {"deep": [1]}, "r": 4}, "cannot be loaded"),
+        ({"target_modules": 7}, "target_modules is 7"),
+        ({"lora_alpha": "much"}, "lora_alpha is 'much'"),
+        ({"lora_dropout": [1]}, "lora_dropout is [1]"),
+        ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS'"),
+        ({"unheard_of": {"deep": [1]}}, "unheard_of is set"),
+        ({"r": 4}, "cannot be loaded"),
     ],
 )
 def test_an_adapters_hostile_settings_are_one_line(adapter, recipe, changes, message):
     rewrite(adapter / "adapter_config.json", **changes)
     assert message in refused_adapter(adapter, recipe)
+
+
+@pytest.mark.parametrize("pattern", [ENDLESS, r".*\.(q_proj|v_proj)"])
+def test_a_pattern_for_modules_is_not_run_the_weights_name_them(adapter, recipe, pattern):
+    expected = load_policy(recipe, open_checkpoint(str(adapter))).model.state_dict()
+    rewrite(adapter / "adapter_config.json", target_modules=pattern)
+    found = load_policy(recipe, open_checkpoint(str(adapter))).model.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +315,8 @@ def test_a_model_folder_that_leads_to_another_model_is_refused(adapter, model):
         ("{% for", "chat template"),
         ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "chat template"),
         ("{{ messages.append(1) }}", "chat template"),
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "lines of Python"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "more than 10 seconds"),
+        ("{{ 9 ** (9 ** 9) }}", "more than 10 seconds"),
         ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "recursion"),
         pytest.param("{{ 'a' * 10 ** 10 }}", "MemoryError", marks=ON_LINUX),
         pytest.param("{{ '%9999999999d' % 1 }}", "MemoryError", marks=ON_LINUX),
@@ -309,22 +333,26 @@ def test_a_hostile_template_is_one_line(model, template, message, place):
     assert message in refused_model(model)
 
 
-def test_work_is_counted_and_the_tracer_before_comes_back():
-    def endless():
-        while True:
+def test_time_is_bounded_and_the_alarm_before_comes_back():
+    rang = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rang.append(1))
+    try:
+        with pytest.raises(RuntimeError, match=r"more than 0\.1 seconds"), bounded_work(0.1, 2**28):
+            time.sleep(10)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with bounded_work(10, 2**28):
             pass
-
-    with pytest.raises(RuntimeError, match="more than 1,000 lines of Python"), bounded_work(1000, 2**28):
-        endless()
-    with bounded_work(1000, 2**28):
-        assert sum(range(10)) == 45
+        time.sleep(0.1)
+        assert rang == [1]
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 @ON_LINUX
 def test_memory_is_bounded_and_the_limit_before_comes_back():
-    with pytest.raises(MemoryError), bounded_work(1000, 2**26):
+    with pytest.raises(MemoryError), bounded_work(10, 2**26):
         bytearray(2**27)
-    with bounded_work(1000, 2**28):
+    with bounded_work(10, 2**28):
         assert len(bytearray(2**27)) == 2**27
     assert len(bytearray(2**28)) == 2**28
 
