@@ -193,6 +193,11 @@ def terminate(folder: Path, chance: random.Random) -> tuple[str, int, tuple[int,
     return _struck(folder, chance, signal.SIGTERM, "SIGTERM")
 
 
+def hang_up(folder: Path, chance: random.Random) -> tuple[str, int, tuple[int, ...]]:
+    """A terminal that is closed, a connection that is lost."""
+    return _struck(folder, chance, signal.SIGHUP, "SIGHUP")
+
+
 def interrupt_twice(folder: Path, chance: random.Random) -> tuple[str, int, tuple[int, ...]]:
     """The second Ctrl-C comes while the first one's checkpoint is being written, or just before or after."""
     child, target = Child(folder), chance.randrange(0, STEPS)
@@ -313,7 +318,7 @@ def run(kills: int, signals: int, seed: int) -> None:
         (kill_in_a_save, kills - kills // 2),
         (kill_three_times, max(1, kills // 5)),
     ]
-    plan += [(fault, signals) for fault in (interrupt, terminate, interrupt_twice)]
+    plan += [(fault, signals) for fault in (interrupt, terminate, hang_up, interrupt_twice)]
     disk = [disk_full, file_system_full] if may_mount() else [disk_full]
     plan += [(fault, max(1, signals // 2)) for fault in (*disk, folder_gone, newest_damaged)]
     outcomes = []
@@ -356,8 +361,8 @@ but for clock times: none missing, none twice, none different.
 |---|---|---|---|---|
 {chr(10).join(rows)}
 
-137 is SIGKILL, 130 SIGINT, 143 SIGTERM; 0: the run was not stopped by it. Step -1: before anything was logged, step 0:
-after the first validation. "A full file system" takes root to mount one, and is left out without.
+137 is SIGKILL, 130 SIGINT, 143 SIGTERM, 129 SIGHUP; 0: the run was not stopped by it. Step -1: before anything was
+logged, step 0: after the first validation. "A full file system" takes root to mount one, and is left out without.
 
 CPU, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, transformers \
 {transformers.__version__}. On a GPU equal bytes are not promised: its kernels add in no fixed order.

@@ -18,7 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from scorefast.model import Policy, generate
 from scorefast.recipe import Recipe
-from scorefast.report import InertConsole, printable
+from scorefast.report import InertConsole, json_line, printable
 from scorefast.untrusted import shortened
 
 HELP = """Type a question. The model answers, is asked to check itself, and answers again.
@@ -133,7 +133,7 @@ def pipe(policy: Policy, recipe: Recipe, stream: TextIO, out: TextIO) -> None:
             content = exchange.as_json()
         except TooLong as error:
             content = {"question": shortened(question), "error": str(error)}
-        out.write(json.dumps(content, ensure_ascii=False) + "\n")
+        out.write(json_line(content) + "\n")
         out.flush()
 
 
@@ -229,7 +229,7 @@ def _save(record: list[Exchange], name: str, console: InertConsole) -> None:
     except (OSError, RuntimeError, ValueError) as error:  # the last two: ~nobody, and a name that none can have
         console.print(f"{name}: {getattr(error, 'strerror', None) or error}", style="red")
     else:
-        console.print(f"saved {len(record)} exchanges to {name}", style="dim")
+        console.print(f"saved {len(record)} exchange{'s' * (len(record) != 1)} to {name}", style="dim")
 
 
 def write_private(path: Path, text: str) -> None:

@@ -8,9 +8,11 @@ import io
 import json
 import os
 import shlex
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast, get_args
 
@@ -18,7 +20,8 @@ import typer
 from rich.console import Console
 
 from scorefast import __version__
-from scorefast.recipe import GraderName, Recipe, RunError, UserError, dump_recipe, load_recipe, model_path
+from scorefast.recipe import GraderName, Recipe, RunError, UserError, dump_recipe, model_path
+from scorefast.settings import chosen_recipe, data_flags, grader_name
 
 app = typer.Typer(
     help="Teach a language model to correct itself (SCoRe, arXiv 2409.12917), on one consumer GPU or none.",
@@ -28,12 +31,12 @@ app = typer.Typer(
 )
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
-# The last one keeps transformers from asking the hub to convert a model that has no safetensors.
-TELEMETRY_OFF = (
-    "DO_NOT_TRACK",
-    "HF_HUB_DISABLE_TELEMETRY",
-    "DISABLE_SAFETENSORS_CONVERSION",
-)
+ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_VERBOSITY": "error",  # it would tell of every attempt to reach the hub
+    "DISABLE_SAFETENSORS_CONVERSION": "1",  # asked of the hub, where a model has no safetensors
+}
 
 SOURCES = "CSV, TSV, JSON, JSONL or Parquet file (also .gz, .zst), a folder of them, or hub:owner/name"
 DataOption = Annotated[str, typer.Option("--data", help=f"{SOURCES}; or a folder made by `prepare`.")]
@@ -64,8 +67,8 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr bu
 
 def main() -> NoReturn:
     """Exit codes: 0 done, 1 failure, 2 bad usage or input, 130 / 143 interrupted (SIGINT / SIGTERM)."""
-    for name in TELEMETRY_OFF:
-        os.environ.setdefault(name, "1")  # before the libraries are imported that read them
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)  # before the libraries are imported that read them
     try:
         app()
     except UserError as error:
@@ -124,7 +127,8 @@ def prepare(
     if is_prepared(source):
         raise UserError(f"{source}: already prepared; give the file it was made from")
     writer = runs.open_checkpoint(sample_from) if sample_from not in (None, "base") else None
-    settings = _recipe(recipe, [*(set_ or []), *_data_flags(columns, on_error, grader)], seed, console, writer, False)
+    overrides = _overrides(set_, data_flags(columns, on_error, grader), seed)
+    settings = chosen_recipe(recipe, overrides, writer, console.print, rewards=False)
     for name in (source, against):
         if name and not is_prepared(name):
             source_files(name)
@@ -184,8 +188,8 @@ def grade(
 
     console = _console(quiet)
     graded = []
-    for number, row in grade_lines(file, _grader_name(grader)):
-        print(json.dumps(row, ensure_ascii=False))
+    for number, row in grade_lines(file, grader_name(grader)):
+        print(report.json_line(row))
         graded.append((number, row))
     if not graded:
         raise UserError(f"{file}: no line to grade")
@@ -212,8 +216,8 @@ def stage1(
     quiet: QuietOption = False,
 ) -> None:
     """Stage I: reward the second attempt while the first is held near the original model."""
-    flags = _data_flags(columns, on_error, grader, reward)
-    _stage("stage1", data, from_, recipe, [*(set_ or []), *flags], out, seed, resume, dry_run, quiet)
+    flags = data_flags(columns, on_error, grader, reward)
+    _stage("stage1", data, from_, recipe, _overrides(set_, flags, seed), out, resume, dry_run, quiet)
 
 
 @app.command()
@@ -233,8 +237,8 @@ def stage2(
     quiet: QuietOption = False,
 ) -> None:
     """Stage II: on-policy reinforcement learning of both attempts, the second one's reward shaped by improvement."""
-    flags = _data_flags(columns, on_error, grader, reward)
-    _stage("stage2", data, from_, recipe, [*(set_ or []), *flags], out, seed, resume, dry_run, quiet)
+    flags = data_flags(columns, on_error, grader, reward)
+    _stage("stage2", data, from_, recipe, _overrides(set_, flags, seed), out, resume, dry_run, quiet)
 
 
 def _stage(
@@ -242,113 +246,108 @@ def _stage(
     data: str,
     from_: str | None,
     recipe: str,
-    set_: list[str],
+    overrides: list[str],
     out: Path | None,
-    seed: int | None,
     resume: bool,
     dry_run: bool,
     quiet: bool,
 ) -> None:
     from scorefast import runs
     from scorefast.data import content_sha256, load_dataset
-    from scorefast.prepare import DROPPED, write_dropped
+    from scorefast.settings import resumed_recipe
 
-    console = _console(quiet)
+    console, first = _console(quiet), _rank() == 0
+    note = partial(console.print, soft_wrap=True)
     if resume and out is None:
         raise UserError("--resume: name the run to continue with --out")
     begun = out if resume and out is not None and runs.has_begun(out) else None
-    if begun is None and _rank() == 0:
+    if begun is None and first:
         runs.require_free(out, resume=resume)
-    start = runs.open_checkpoint(from_) if from_ else None
-    facts = {
-        "stage": section,
-        "data_sha256": content_sha256(data),
-        "from": str(start.path.resolve()) if start else None,
-        "data": data,
-        "version": __version__,
-    }
-    if begun is not None:
-        settings = _resumed_recipe(begun, facts, recipe, set_, seed, console)
-    else:
-        settings = _recipe(recipe, set_, seed, console, start)
-    if start is not None:
-        runs.require_same_terms(start, settings)
-        if start.is_adapter != (settings.model.tuning == "lora"):
-            kind = "an adapter" if start.is_adapter else "a whole model"
-            raise UserError(f"{start.path}: is {kind}, but model.tuning is {settings.model.tuning}")
-    dataset = load_dataset(data, settings.data, console.print)
-    _say_what_was_read(console, dataset, settings)
-    with _work(console, settings):
-        from scorefast.model import resolve_backend
-        from scorefast.stages import (
-            Interrupted,
-            StageRun,
-            check_lengths,
-            check_stage,
-            plan_stage,
-            resolve_loss,
-            run_stage,
-        )
+    with contextlib.ExitStack() as held:
+        if begun is not None and first and not dry_run:
+            held.enter_context(runs.own_run(begun))
+        start = runs.open_checkpoint(from_) if from_ else None
+        facts: dict[str, Any] = {"stage": section, "data_sha256": content_sha256(data), "data": data}
+        facts |= runs.what_it_starts_from(start)
+        if begun is not None:
+            runs.require_same_beginning(begun, facts)
+            settings = resumed_recipe(begun, section, recipe, overrides, note)
+        else:
+            settings = chosen_recipe(recipe, overrides, start, note, rewards=True)
+        facts |= runs.what_it_stands_on(settings)
+        if begun is not None:
+            runs.require_same_beginning(begun, facts, note)
+        if start is not None:
+            runs.require_same_terms(start, settings, to_train=True)
+        dataset = load_dataset(data, settings.data, note)
+        _say_what_was_read(console, dataset, settings)
+        with _work(console, settings):
+            from scorefast.model import resolve_backend
+            from scorefast.stages import StageRun, check_lengths, check_stage, resolve_loss
 
-        check_stage(section, settings, dataset)
-        if dry_run:
-            from scorefast.memory import memory_here
-            from scorefast.report import print_memory
-
-            stage = getattr(settings, section)
-            work = f"{stage.max_steps} steps of {stage.questions_per_step} questions"
-            _print_plan(console, settings, f"{section} of {settings.model.name} on {dataset}: {work}")
-            where, room, _ = memory_here()
-            print_memory(console, plan_stage(section, settings, dataset), where, room)
-            return
-        check_lengths(section, settings, dataset)
-        if begun is None and _rank() == 0:
-            out = runs.claim_run(out, section, resume=resume)
-        if out is None:
-            raise UserError("several processes: name the run's folder with --out")
-        with runs.own_run(out) if _rank() == 0 else contextlib.nullcontext():
-            if _rank() == 0:
-                if begun is None:
-                    runs.require_free(out, resume=resume)  # once more: now nobody else can take it
-                chosen = {"backend": resolve_backend(settings.model), "loss": resolve_loss(settings)}
-                runs.start_run(out, settings, facts | chosen)
-                if dataset.dropped_rows:
-                    write_dropped(dataset.dropped_rows, out / DROPPED)
-            try:
-                run_stage(StageRun(section, settings, dataset, start, out), console, resume=begun is not None)
-            except Interrupted as stop:
-                given = ["scorefast", section, "--data", data, *(["--from", from_] if from_ else []), "--out", str(out)]
-                given += ["--reward", settings.reward.function] if settings.reward.function else []
-                last, _ = runs.find_last(out)
-                kept = f"{last} is saved" if last else "no step was finished"
-                again = shlex.join([*given, "--resume"])
-                console.print(f"interrupted: {kept}. Continue with: {again}", soft_wrap=True)
-                raise typer.Exit(128 + stop.signum) from None
-            except UserError:
-                if begun is None and _rank() == 0:
-                    runs.abandon_run(out)
-                raise
-    if _rank() == 0:
+            check_stage(section, settings, dataset)
+            facts |= {"backend": resolve_backend(settings.model), "loss": resolve_loss(settings)}
+            if begun is not None:
+                runs.require_same_beginning(begun, facts)
+            if dry_run:
+                _print_stage_plan(console, section, settings, dataset)
+                return
+            check_lengths(section, settings, dataset)
+            if begun is None and first:
+                out = runs.claim_run(out, section, resume=resume)
+                held.enter_context(runs.own_run(out))
+                runs.require_free(out, resume=resume)  # once more: now nobody else can take it
+            if out is None:
+                raise UserError("several processes: name the run's folder with --out")
+            if begun is None and first:
+                _start_run(out, settings, facts, dataset)
+            elif begun is not None and first:
+                runs.change_recipe(begun, settings)
+            given = ["scorefast", section, "--data", data, *(["--from", from_] if from_ else []), "--out", str(out)]
+            given += ["--reward", settings.reward.function] if settings.reward.function else []
+            _run_stage(StageRun(section, settings, dataset, start, out), console, begun is not None, given)
+    if first:
         print(out)
 
 
-def _resumed_recipe(
-    run: Path, facts: dict[str, Any], recipe: str, set_: list[str], seed: int | None, console: Console
-) -> Recipe:
-    """The run's own recipe, or what the flags make of it where nothing changes that must not."""
+def _start_run(out: Path, settings: Recipe, facts: dict[str, Any], dataset: Any) -> None:
     from scorefast import runs
+    from scorefast.prepare import write_dropped
 
-    began = runs.reopen_run(run, facts)
-    overrides = [*set_, *([f"seed={seed}"] if seed is not None else [])]
-    if recipe == "auto":
-        wanted = load_recipe(str(run / runs.RECIPE), overrides)
-        _require_named_by_the_user(run, wanted, overrides)
-        console.print(f"recipe: that of {run}")
-    else:
-        wanted = load_recipe(recipe, overrides)
-    for key, (before, after) in runs.changes_allowed(run, facts["stage"], began, wanted).items():
-        console.print(f"{key}: {before!r} so far, {after!r} from here on", soft_wrap=True)
-    return wanted
+    if dataset.dropped_rows:
+        write_dropped(dataset.dropped_rows, out / runs.DROPPED)
+    runs.start_run(out, settings, facts)
+
+
+def _run_stage(job: Any, console: Console, resume: bool, given: list[str]) -> None:
+    """given: the command without --resume, to be shown to who interrupts it."""
+    from scorefast import runs
+    from scorefast.stages import Interrupted, run_stage
+
+    try:
+        run_stage(job, console, resume=resume)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        last, _ = runs.find_last(job.folder)
+        kept = f"{last} is saved" if last else "no step was finished"
+        again = shlex.join([*given, "--resume"])
+        console.print(f"interrupted: {kept}. Continue with: {again}", soft_wrap=True)
+        raise typer.Exit(128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT)) from None
+    except UserError:
+        if not resume and _rank() == 0:
+            runs.abandon_run(job.folder)
+        raise
+
+
+def _print_stage_plan(console: Console, section: Any, settings: Recipe, dataset: Any) -> None:
+    from scorefast.memory import memory_here
+    from scorefast.report import print_memory
+    from scorefast.stages import plan_stage
+
+    stage = getattr(settings, section)
+    work = f"{stage.max_steps} steps of {stage.questions_per_step} questions"
+    _print_plan(console, settings, f"{section} of {settings.model.name} on {dataset}: {work}")
+    where, room, _ = memory_here()
+    print_memory(console, plan_stage(section, settings, dataset), where, room)
 
 
 def _print_plan(console: Console, settings: Recipe, plan: str) -> None:
@@ -376,12 +375,13 @@ def eval_(
     """Greedy two-turn evaluation of CHECKPOINTS on held-out questions; the first one is the baseline of the others."""
     from scorefast import runs
     from scorefast.data import SPLITS, load_dataset
-    from scorefast.prepare import DROPPED, write_dropped
+    from scorefast.prepare import write_dropped
 
     console = _console(quiet)
     opened = [None if text == "base" else runs.open_checkpoint(text) for text in checkpoints]
-    flags = _data_flags(columns, on_error, grader)
-    settings = _recipe(recipe, [*(set_ or []), *flags], seed, console, next((c for c in opened if c), None), False)
+    overrides = _overrides(set_, data_flags(columns, on_error, grader), seed)
+    start = next((c for c in opened if c), None)
+    settings = chosen_recipe(recipe, overrides, start, console.print, rewards=False)
     for checkpoint in opened:
         if checkpoint is not None:
             runs.require_same_terms(checkpoint, settings)
@@ -402,7 +402,7 @@ def eval_(
 
         content, path = evaluate_checkpoints(opened, settings, examples, context, console, out=out, with_probe=probe)
         if dataset.dropped_rows:
-            write_dropped(dataset.dropped_rows, path.parent / DROPPED)
+            write_dropped(dataset.dropped_rows, path.parent / runs.DROPPED)
     print(json.dumps(content) if as_json else path)
 
 
@@ -419,7 +419,7 @@ def chat(
 
     console = _console(quiet)
     opened = None if checkpoint == "base" else runs.open_checkpoint(checkpoint)
-    settings = _recipe(recipe, set_, None, console, opened, rewards=False)
+    settings = chosen_recipe(recipe, set_ or [], opened, console.print, rewards=False)
     if opened is not None:
         runs.require_same_terms(opened, settings)
     with _work(console, settings):
@@ -459,71 +459,12 @@ def export(
 
 
 def _console(quiet: bool) -> Console:
-    from scorefast.report import InertConsole
+    from scorefast.report import InertConsole, Unfailing
 
-    console = InertConsole(stderr=True, quiet=quiet or _rank() != 0)
+    console = InertConsole(file=Unfailing(sys.stderr), quiet=quiet or _rank() != 0)
     if not console.is_terminal:
         console.width = 160  # a log file has room for the table
     return console
-
-
-def _recipe(
-    source: str, set_: list[str] | None, seed: int | None, console: Console, start: Any = None, rewards: bool = True
-) -> Recipe:
-    """The named recipe; `auto` is the recipe of the checkpoint that is given, else the one that fits this machine.
-
-    rewards: whether the command calls the reward function, which a folder of somebody else's must not choose.
-    """
-    overrides = [*(set_ or []), *([f"seed={seed}"] if seed is not None else [])]
-    if source == "auto" and start is not None and start.recipe is not None:
-        console.print(f"recipe: that of {start.path}")
-        inherited = load_recipe(str(start.path / "recipe.yaml"), overrides)
-        if rewards:
-            _require_named_by_the_user(start.path, inherited, overrides)
-        return inherited
-    if source == "auto":
-        source = _recipe_for_this_machine()
-    console.print(f"recipe: {source}")
-    return load_recipe(source, overrides)
-
-
-def _require_named_by_the_user(folder: Path, inherited: Recipe, overrides: list[str]) -> None:
-    """Raises UserError where a folder's own recipe names a reward function, and no flag does: the folder may be
-    somebody else's, and importing a module runs it."""
-    function = inherited.reward.function
-    given = {text.partition("=")[0].strip() for text in overrides}
-    if function is not None and not given & {"reward", "reward.function"}:
-        raise UserError(
-            f"{folder}: its recipe names code to run, reward.function = {function!r}; if you want that, say so: "
-            f"--reward {shlex.quote(function)}"
-        )
-
-
-def _data_flags(
-    columns: str | None, on_error: str | None, grader: str | None = None, reward: str | None = None
-) -> list[str]:
-    """Flags that are short for `--set`."""
-    overrides = []
-    for pair in (columns or "").split(","):
-        ours, equals, theirs = pair.partition("=")
-        if equals and ours.strip() and theirs.strip():
-            overrides.append(f"data.columns.{ours.strip()}={json.dumps(theirs.strip())}")
-        elif columns is not None:
-            raise UserError(f"--columns {columns}: expected ours=yours,..., for example question=problem")
-    if on_error not in (None, "stop", "skip"):
-        raise UserError(f"--on-error {on_error}: expected stop or skip")
-    if on_error is not None:
-        overrides.append(f"data.on_error={on_error}")
-    if grader is not None:
-        overrides.append(f"reward.grader={_grader_name(grader)}")
-    return overrides + ([f"reward.function={json.dumps(reward)}"] if reward is not None else [])
-
-
-def _grader_name(text: str | None) -> Any:
-    names = get_args(GraderName)
-    if text is not None and text not in names:
-        raise UserError(f"--grader {text}: expected one of {', '.join(names)}")
-    return text or "auto"
 
 
 def _say_what_was_read(console: Console, dataset: Any, settings: Recipe) -> None:
@@ -552,14 +493,8 @@ def _byte_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _recipe_for_this_machine() -> str:
-    from importlib.util import find_spec
-
-    if find_spec("unsloth") is None:
-        return "tiny-cpu"
-    import torch
-
-    return "gemma-2-2b-it" if torch.cuda.is_available() else "tiny-cpu"
+def _overrides(set_: list[str] | None, flags: list[str], seed: int | None) -> list[str]:
+    return [*(set_ or []), *flags, *([f"seed={seed}"] if seed is not None else [])]
 
 
 def _rank() -> int:
@@ -571,15 +506,13 @@ def _work(console: Console, settings: Recipe) -> Iterator[None]:
     """Heavy libraries at work: their chatter goes to stderr, or nowhere with --quiet; stdout stays ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with contextlib.ExitStack() as stack:
-        noise = stack.enter_context(open(os.devnull, "w")) if console.quiet else sys.stderr
+        noise = stack.enter_context(open(os.devnull, "w")) if console.quiet else console.file
         stack.enter_context(contextlib.redirect_stdout(noise))
         with console.status("loading libraries") if console.is_terminal else contextlib.nullcontext():
             from scorefast.model import import_backend
 
             import_backend(settings.model)
-            import huggingface_hub
             import transformers
-        huggingface_hub.utils.logging.set_verbosity_error()  # it tells of every attempt to reach the hub
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         if not Path(model_path(settings.model.name)).is_dir():

@@ -23,6 +23,7 @@ from scorefast.duplicates import near_duplicates, number_keys
 from scorefast.presets import Preset, find_preset, parse_rows, text_of
 from scorefast.recipe import Data, GraderName, UserError
 from scorefast.sources import BadRow, Row, Rows, read_chunks, read_rows, source_files
+from scorefast.untrusted import one_line, read_json
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -398,14 +399,15 @@ def from_columns(row: Mapping[str, Any]) -> Example:
 
 
 def _load_prepared(folder: Path, settings: Data | None, note: Callable[[str], None] = lambda line: None) -> Dataset:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        expected, source, read_as = manifest["sha256"], manifest["source"], dict(manifest["read_as"])
-        rows_read, dropped = manifest["rows_read"], manifest["dropped"]
+        manifest = read_json(folder / MANIFEST)
+        expected, source, read_as = dict(manifest["sha256"]), str(manifest["source"]), dict(manifest["read_as"])
+        rows_read, dropped = int(manifest["rows_read"]), {str(k): int(n) for k, n in manifest["dropped"].items()}
         begun = {name: read_as[name] for name in split_settings(Data())}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{folder / MANIFEST}: not a manifest; run `scorefast prepare` again") from None
     if settings is not None:
         if other := [name for name, value in split_settings(settings).items() if value != begun[name]]:
@@ -421,5 +423,8 @@ def _load_prepared(folder: Path, settings: Data | None, note: Callable[[str], No
         path = folder / f"{name}.parquet"
         if not path.is_file() or file_sha256(path) != expected.get(path.name):
             raise UserError(f"{path}: missing or changed since it was prepared; run `scorefast prepare` again")
-        splits[name] = [from_columns(row) for row in pq.read_table(path).to_pylist()]
+        try:
+            splits[name] = [from_columns(row) for row in pq.read_table(path).to_pylist()]
+        except (pa.ArrowException, ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{path}: holds no prepared rows: {one_line(error)}") from None
     return Dataset(f"{folder} (from {source})", rows_read, dropped, splits)

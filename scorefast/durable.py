@@ -123,6 +123,13 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
+def fingerprint(folder: Path) -> str:
+    """SHA-256 of what a model or adapter in `folder` is made of: weights, configuration, tokenizer, chat template."""
+    kinds = ("*.safetensors", "*config.json", "tokenizer.*", "*.jinja")
+    paths = sorted({path for kind in kinds for path in folder.glob(kind) if path.is_file()})
+    return hashlib.sha256("".join(f"{path.name} {_sha256(path)}\n" for path in paths).encode()).hexdigest()
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -40,13 +40,13 @@ from scorefast.metrics import wilson
 from scorefast.presets import COLUMNS, OPTIONAL
 from scorefast.recipe import Recipe, UserError
 from scorefast.reward import check_references, chosen_grader, grade_example
+from scorefast.runs import DROPPED
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from scorefast.prompts import ChatFormat
 
-DROPPED = "dropped.jsonl"
 BATCH = 10_000  # rows of a Parquet row group
 MEASURED = 10_000  # rows whose tokens are counted and first attempts graded; of more, those with the smallest ids
 

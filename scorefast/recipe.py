@@ -7,6 +7,7 @@ recipe is commented in `recipes/`. Imports no torch.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ EMBEDDED_MODELS = {name: PACKAGE / "assets" / name for name in ("tiny-gemma2", "
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+MOST_QUESTIONS = 10**8  # of a stage; their order is drawn before it begins
 NonNegative = Annotated[float, Field(ge=0.0)]
 
 
@@ -130,6 +132,12 @@ class Stage(_Settings):
     show_steps: Positive = 10
     max_kl: Annotated[float, Field(gt=0.0)] = 5.0
 
+    @model_validator(mode="after")
+    def _comes_to_an_end(self) -> Stage:
+        if self.max_steps * self.questions_per_step > MOST_QUESTIONS:
+            raise ValueError(f"max_steps x questions_per_step is more than {MOST_QUESTIONS:,} questions")
+        return self
+
 
 class Stage1(Stage):
     method: Literal["score", "supervised"] = "score"
@@ -155,7 +163,7 @@ class Stage2(Stage):
 
 class Eval(_Settings):
     max_questions: Positive = 2000
-    bootstrap_samples: Positive = 10_000
+    bootstrap_samples: Annotated[int, Field(ge=1, le=10**6)] = 10_000
 
 
 class Recipe(_Settings):
@@ -216,23 +224,26 @@ def load_recipe(source: str, overrides: list[str] | None = None) -> Recipe:
         raise UserError(f"recipe {path}: expected keys such as 'model:' and 'stage1:', found none")
     for override in overrides or []:
         _apply(tree, override)
-    return parse_recipe(tree, str(path))
+    return parse_recipe(tree, str(path), {override.partition("=")[0].strip() for override in overrides or []})
 
 
-def parse_recipe(tree: dict[str, Any], origin: str) -> Recipe:
+def parse_recipe(tree: dict[str, Any], origin: str, overridden: Collection[str] = ()) -> Recipe:
+    """Raises UserError naming the key, and as its origin `--set` where it is one of those overridden."""
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         problem = error.errors()[0]
-        key = shortened(".".join(map(str, problem["loc"])), 100) or "(whole recipe)"
+        whole = ".".join(map(str, problem["loc"]))
+        key = shortened(whole, 100) or "(whole recipe)"
+        where = "--set" if whole in overridden else f"recipe {origin}:"
         if problem["type"] == "extra_forbidden":
-            raise UserError(f"recipe {origin}: unknown key {key!r}{_nearest(key)}") from None
+            raise UserError(f"{where} unknown key {key!r}{_nearest(key)}") from None
         given = (
             ""
             if isinstance(problem["input"], dict | BaseModel)
             else f" (given: {shortened(repr(problem['input']), 100)})"
         )
-        raise UserError(f"recipe {origin}: {key}: {problem['msg'].removeprefix('Value error, ')}{given}") from None
+        raise UserError(f"{where} {key}: {problem['msg'].removeprefix('Value error, ')}{given}") from None
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import io
 import json
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -22,10 +23,39 @@ if TYPE_CHECKING:
     from scorefast.prepare import Prepared
 
 
+HIDDEN = {"Cc", "Cf", "Cs"}  # the last, halves of surrogate pairs, no terminal can be sent
+
+
 def printable(text: str) -> str:
     """Text of a model or a file, safe on a terminal: control characters but newline and tab become visible."""
-    hidden = {"Cc", "Cf", "Cs"}  # the last, halves of surrogate pairs, no terminal can be sent
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in hidden else f"\\x{ord(c):02x}" for c in text)
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in HIDDEN else f"\\x{ord(c):02x}" for c in text)
+
+
+class Unfailing(io.TextIOBase):
+    """A text stream whose failures are of no account: a run does not end because nobody reads what it says, be the
+    terminal closed, the pipe broken, or the disk full that the log is on."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self.stream.flush()
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.stream.encoding
 
 
 class InertConsole(Console):
@@ -36,6 +66,16 @@ class InertConsole(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
+
+
+def json_line(content: Any) -> str:
+    """JSON on one line, safe on a terminal: what `printable` makes visible stands as \\uXXXX, which reads the same."""
+    text = json.dumps(content, ensure_ascii=False)
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if unicodedata.category(c) not in HIDDEN else json.dumps(c)[1:-1] for c in text)
+    )
 
 
 def _percent(value: float, interval: Interval, sign: bool = False) -> str:
@@ -136,7 +176,8 @@ def draw_learning_curve(metrics: Sequence[dict[str, Any]], title: str, path: Pat
         ):
             if points:
                 axes.plot(*zip(*points, strict=True), color=colour, label=f"acc@{turn}, {kind}", **style)
-    axes.set(xlabel="optimizer step", ylabel="accuracy", ylim=(0, 1.02), title=title)
+    axes.set(xlabel="optimizer step", ylabel="accuracy", ylim=(0, 1.02))
+    axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(fontsize="small")

@@ -8,15 +8,15 @@ import math
 import operator
 import os
 import re
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from scorefast.durable import SEAL, damage, remove_folder, write_file
+from scorefast.durable import SEAL, damage, fingerprint, remove_folder, write_file
 from scorefast.recipe import Recipe, UserError, dump_recipe, flat, load_recipe, model_path
 from scorefast.untrusted import read_json, require_sound_folder
 
@@ -26,8 +26,9 @@ TERMS = ("data.test_fraction", "data.validation_fraction", "prompt", "reward.gra
 # other micro-batches change a run by rounding and by which samples are drawn, not in what it optimises.
 MAY_CHANGE = ("eval.", "loss.", "rollout.batch_size", "report_to")
 OF_A_STAGE = ("max_steps", "micro_batch_size", "save_steps", "save_total_limit", "eval_steps", "show_steps", "max_kl")
-RECIPE, RUN, METRICS, WORK, LOCK = "recipe.yaml", "run.json", "metrics.jsonl", ".partial", ".lock"
-LEFTOVERS = {LOCK, RECIPE, f".{RECIPE}.partial", f".{RUN}.partial"}  # of a run that was killed before it had begun
+RECIPE, RUN, METRICS, DROPPED = "recipe.yaml", "run.json", "metrics.jsonl", "dropped.jsonl"
+WORK, LOCK = ".partial", ".lock"
+LEFTOVERS = {LOCK, RECIPE, DROPPED, f".{RECIPE}.partial", f".{RUN}.partial"}  # of a run killed before it had begun
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ def open_checkpoint(text: str) -> Checkpoint:
     path = Path(text)
     if not path.is_dir():
         raise UserError(f"{text}: no such checkpoint folder")
+    if (path / RECIPE).is_file() or (path / SEAL).exists():
+        _require_whole(path)
     require_sound_folder(path)
     recipe = load_recipe(str(path / RECIPE)) if (path / RECIPE).is_file() else None
-    if recipe is not None or (path / SEAL).exists():
-        _require_whole(path)
     name = f"{path.resolve().parent.name}/{path.name}" if path.name.startswith("checkpoint-") else path.resolve().name
     if (path / "adapter_config.json").is_file() and (path / "adapter_model.safetensors").is_file():
         base = recipe.model.name if recipe else read_json(path / "adapter_config.json").get("base_model_name_or_path")
@@ -66,16 +67,19 @@ def _require_whole(path: Path) -> None:
     wrong = damage(path)
     if wrong is None:
         return
-    if (path / RUN).is_file() and not (path / SEAL).exists():
-        last, _ = find_last(path)
-        other = f", or use {last}" if last else ""
-        raise UserError(f"{path}: this run has not finished; continue it with --resume{other}")
-    raise UserError(f"{path}: not a whole checkpoint: {wrong}")
+    if not (path / RUN).is_file():
+        raise UserError(f"{path}: not a whole checkpoint: {wrong}")
+    last, _ = find_last(path)
+    other = f", or use {last}" if last else ""
+    if (path / SEAL).exists():
+        raise UserError(f"{path}: not a whole checkpoint: {wrong}; --resume writes it anew{other}")
+    raise UserError(f"{path}: this run has not finished; continue it with --resume{other}")
 
 
-def require_same_terms(checkpoint: Checkpoint, recipe: Recipe) -> None:
+def require_same_terms(checkpoint: Checkpoint, recipe: Recipe, *, to_train: bool = False) -> None:
     """Raises UserError where the checkpoint's base is another, or its run split, asked or graded otherwise: a question
-    it was trained on could then count as held out, and figures would not compare."""
+    it was trained on could then count as held out, and figures would not compare. To train it, the kind of tuning must
+    be the same too."""
     if model_path(checkpoint.base) != model_path(recipe.model.name):
         raise UserError(
             f"{checkpoint.path}: trained on {checkpoint.base!r}, but the recipe's model.name is {recipe.model.name!r}"
@@ -84,6 +88,9 @@ def require_same_terms(checkpoint: Checkpoint, recipe: Recipe) -> None:
         theirs, ours = (operator.attrgetter(key)(r) for r in (checkpoint.recipe, recipe))
         if theirs != ours:
             raise UserError(f"{checkpoint.path}: its run had {key} = {theirs!r}, the recipe in force says {ours!r}")
+    if to_train and checkpoint.is_adapter != (recipe.model.tuning == "lora"):
+        kind = "an adapter" if checkpoint.is_adapter else "a whole model"
+        raise UserError(f"{checkpoint.path}: is {kind}, but model.tuning is {recipe.model.tuning}")
 
 
 def claim_run(out: Path | None, name: str, *, resume: bool = False) -> Path:
@@ -106,7 +113,7 @@ def claim_run(out: Path | None, name: str, *, resume: bool = False) -> Path:
 
 
 def require_free(out: Path | None, *, resume: bool = False) -> None:
-    """Raises UserError where `out` is taken. With `resume`, not by what a run leaves that was killed at its beginning."""
+    """Raises UserError where `out` is taken; with `resume`, not by what a run leaves that was killed at its start."""
     if out is None or not out.exists():
         return
     if not out.is_dir():
@@ -154,18 +161,53 @@ def has_begun(folder: Path) -> bool:
 
 
 def abandon_run(folder: Path) -> None:
-    """Remove a run that never began, so that the same command can be given again."""
-    if {path.name for path in folder.iterdir()} <= {RECIPE, RUN, LOCK}:
-        shutil.rmtree(folder)
+    """Remove a run that came to nothing, so that the same command can be given again."""
+    if not _checkpoints(folder):
+        for name in (*LEFTOVERS, RUN, METRICS):
+            (folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # something else is in there
+            folder.rmdir()
 
 
-def reopen_run(folder: Path, facts: dict[str, Any]) -> Recipe:
-    """The recipe of a run to resume, if it is the same stage on the same data. Raises UserError if it is not."""
+def what_it_starts_from(start: Checkpoint | None) -> dict[str, Any]:
+    return {"from": str(start.path.resolve()), "from_sha256": fingerprint(start.path)} if start else {"from": None}
+
+
+def what_it_stands_on(recipe: Recipe) -> dict[str, Any]:
+    """The base model, where it is a folder, by its content (one of the hub by its name alone), and the libraries."""
+    base = Path(model_path(recipe.model.name))
+    packages = {name: metadata.version(name) for name in ("scorefast", "torch", "transformers", "peft")}
+    return {"base_sha256": fingerprint(base) if base.is_dir() else None, "versions": packages}
+
+
+def require_same_beginning(
+    folder: Path, facts: dict[str, Any], note: Callable[[str], None] = lambda line: None
+) -> None:
+    """Raises UserError where the run to resume began as another stage, on other data, or on another model. Of other
+    versions of the libraries `note` is told."""
     began = read_json(folder / RUN)
-    for key in ("stage", "data_sha256", "from"):
-        if began.get(key) != facts[key]:
-            raise UserError(f"{folder}: began with {key} = {began.get(key)!r}, not {facts[key]!r}")
-    return load_recipe(str(folder / RECIPE))
+    differ = [key for key in facts if key in began and began[key] != facts[key]]
+    wanted = {
+        "stage": f"it is a run of {began.get('stage')}, not of {facts['stage']}",
+        "data_sha256": f"{facts['data']} does not hold the data it began with; give that",
+        "from": f"it began from {began.get('from') or 'the base model'}, not from {facts['from'] or 'the base model'}",
+        "from_sha256": f"{facts['from']} has changed since it began from there",
+        "base_sha256": "its base model's folder has changed since it began",
+        "backend": f"it began with the {began.get('backend')} backend, here it would be {facts.get('backend')}",
+    }
+    for key in wanted:
+        if key in differ:
+            raise UserError(f"{folder}: {wanted[key]}; or start another run in a new --out")
+    for name, version in facts.get("versions", {}).items() if "versions" in differ else ():
+        if version != (before := dict(began["versions"]).get(name)):
+            note(f"{name}: {before} when this run began, {version} now: what follows can differ in rounding")
+
+
+def change_recipe(folder: Path, recipe: Recipe) -> None:
+    """What a resumed run goes on with. A result that it had before is no longer its result."""
+    if load_recipe(str(folder / RECIPE)) != recipe:
+        (folder / SEAL).unlink(missing_ok=True)
+        write_file(folder / RECIPE, dump_recipe(recipe))
 
 
 def changes_allowed(folder: Path, section: str, began: Recipe, wanted: Recipe) -> dict[str, tuple[Any, Any]]:
@@ -221,9 +263,31 @@ def rotate(run: Path, keep: int, saved: Path) -> None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    path = run / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have torn the last one
+    """The lines of metrics.jsonl but for a last one that a kill has torn. Raises UserError naming one that is none."""
+    path, found = run / METRICS, []
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        if line.endswith(b"\n"):
+            try:
+                found.append(json.loads(line))
+                if type(found[-1]["step"]) is not int:
+                    raise TypeError
+            except (ValueError, TypeError, KeyError, RecursionError):
+                raise UserError(f"{path}:{number}: not a line of metrics") from None
+    return found
+
+
+def metrics_until(run: Path, step: int, history: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
+    """The lines of metrics.jsonl up to that step, and None; or, where it is damaged or lacks a step, what the
+    checkpoint of that step keeps of the same (history), and what is wrong with the file."""
+    if step == 0:  # nothing to go on from: begun anew, the first validation too
+        return [], None
+    try:
+        lines = [m for m in read_metrics(run) if m["step"] <= step]
+    except UserError as error:
+        return list(history), str(error)
+    lacking = set(range(1, step + 1)) - {m["step"] for m in lines if "loss" in m}
+    return (list(history), f"{run / METRICS}: lacks step {min(lacking)}") if lacking else (lines, None)
 
 
 def metrics_line(values: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
 from scorefast.recipe import UserError
-from scorefast.untrusted import listed
+from scorefast.untrusted import listed, one_line, read_json
 
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -101,7 +101,7 @@ def read_chunks(
                     if isinstance(part, Rows):
                         progress(sum(sizes[:i]) + (sizes[i] if raw.closed else raw.tell()), sum(sizes))
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: {getattr(error, 'strerror', None) or _one_line(error)}") from None
+            raise UserError(f"{path}: {getattr(error, 'strerror', None) or one_line(error)}") from None
         progress(sum(sizes[: i + 1]), sum(sizes))
 
 
@@ -121,16 +121,18 @@ def _find(path: Path) -> tuple[list[Path], list[Path]]:
     """The files to read, and those skipped that are worth a word. Raises UserError where there is none to read."""
     try:
         if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
-            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            return [path / file["filename"] for file in state["_data_files"]], []
+            named = [path / file["filename"] for file in read_json(path / "state.json")["_data_files"]]
+            if not named or not all(file.parent == path and file.is_file() for file in named):
+                raise UserError(f"{path / 'state.json'}: names a file that is not in its folder")
+            return named, []
         if (path / "dataset_dict.json").is_file():
-            splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            splits = read_json(path / "dataset_dict.json")["splits"]
             raise UserError(f"{path}: holds the splits {', '.join(splits)}: give one of them, e.g. {path / splits[0]}")
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
         seen = sorted(p for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else [path]
     except (OSError, ValueError, LookupError, TypeError) as error:  # the latter where save_to_disk's files are damaged
-        raise UserError(f"{path}: cannot be read: {_one_line(error)}") from None
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
     files = [p for p in seen if _kind(p) and p.is_file()]
     if not files:
         raise UserError(f"{path}: {'holds no file to read; ' if path.is_dir() else ''}expected one of {ACCEPTED}")
@@ -281,7 +283,7 @@ def _parsed(text: str) -> tuple[Any, str | None]:
     try:
         return json.loads(text), None
     except (ValueError, RecursionError) as error:  # malformed or a number of too many digits, nested too deeply
-        return None, f"not JSON: {_one_line(error)}"
+        return None, f"not JSON: {one_line(error)}"
 
 
 def _object_problem(value: Any, written: str, text: TextIO) -> str | None:
@@ -301,7 +303,7 @@ def _parquet_rows(path: Path, raw: BinaryIO) -> Iterator[Rows | BadRow]:
             yield Rows(str(path), range(number, number + len(batch)), batch.to_pydict())
             number += len(batch)
     except (pa.ArrowException, ValueError, OSError) as error:
-        raise UserError(f"{path}: not Parquet, or damaged: {_one_line(error)}") from None
+        raise UserError(f"{path}: not Parquet, or damaged: {one_line(error)}") from None
 
 
 def _dataset_rows(source: str, progress: Callable[[int, int], None]) -> Iterator[Rows]:
@@ -313,16 +315,12 @@ def _dataset_rows(source: str, progress: Callable[[int, int], None]) -> Iterator
     try:
         dataset = load_dataset(hub[1], hub[2], split=hub[3] or "train") if hub else load_from_disk(source)
     except Exception as error:  # offline, not found, gated, damaged: whatever it is, one line
-        raise UserError(f"{source}: cannot be loaded: {_one_line(error)}") from None
+        raise UserError(f"{source}: cannot be loaded: {one_line(error)}") from None
     total = sum(Path(file["filename"]).stat().st_size for file in dataset.cache_files)
     for start in range(0, len(dataset), 1024):
         table = dataset.with_format("arrow")[start : start + 1024]
         yield Rows(source, range(start + 1, start + len(table) + 1), table.to_pydict())
         progress(total * (start + len(table)) // len(dataset), total)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _find_encoding(path: Path, given: str, note: Callable[[str], None]) -> tuple[str, str]:
@@ -368,6 +366,8 @@ def _legacy_encoding(path: Path) -> str:
     with path.open("rb") as raw:
         for line in _decompressed(path, raw):
             sample += b"" if line.isascii() or len(sample) > SAMPLE else line.replace(b"<", b" ")
+    if b"\0" in sample:
+        raise UserError(f"{path}: not text: it holds NUL bytes, and is not UTF-8 or UTF-16")
     ratings = detect_all(sample, True, compat_names=False, exclude_encodings=["mac-latin2"])  # reads apostrophes as í
     rated = {rating["encoding"]: rating["confidence"] for rating in ratings}
     read = [(rated.get(name, 0.0), codec, sample.decode(codec, "replace")) for name, codec in LEGACY.items()]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import TrainerCallback, get_scheduler
+from transformers import TrainerCallback, TrainerState, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
 from scorefast import memory, report
@@ -24,9 +24,10 @@ from scorefast.objective import is_on_policy
 from scorefast.prompts import ChatFormat
 from scorefast.recipe import Recipe, Stage1, Stage2, UserError
 from scorefast.reward import load_reward, try_reward
-from scorefast.runs import Checkpoint, find_last, read_metrics, step_of
+from scorefast.runs import Checkpoint, find_last, metrics_until, step_of
 from scorefast.schedule import micro_batch_size, samples_per_question, training_arguments
 from scorefast.trainer import ScoreTrainer
+from scorefast.untrusted import one_line, read_json, require_sound_folder
 
 Section = Literal["stage1", "stage2"]
 
@@ -136,7 +137,7 @@ def plan_stage(section: Section, recipe: Recipe, dataset: Dataset) -> memory.Pla
 def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
     """Train, save into job.folder, draw curve.png; returns the folder. job.folder is this process's own.
 
-    Raises Interrupted after a SIGINT or SIGTERM, with what was done saved, and RunError where the run cannot go on.
+    Raises Interrupted after a SIGINT, SIGTERM or SIGHUP, with what was done saved; RunError where it cannot go on.
     """
     recipe, stage = job.recipe, getattr(job.recipe, job.section)
     train, validation = job.dataset.split("train", "training"), job.dataset.splits["validation"]
@@ -144,8 +145,14 @@ def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
     last, passed_over = find_last(job.folder) if resume else (None, [])
     for line in passed_over:
         console.print(line, soft_wrap=True)
+    if passed_over and last is None:
+        console.print("no whole checkpoint is left: the run begins again")
     if last is not None and step_of(last) > stage.max_steps:
         raise UserError(f"{last}: the run is already past {job.section}.max_steps = {stage.max_steps}")
+    history = [] if last is None else require_resumable(last)
+    metrics, damaged = metrics_until(job.folder, step_of(last) if last else 0, history)
+    if damaged and last is not None:
+        console.print(f"{damaged}; written anew from {last}", soft_wrap=True)
     console.print(
         f"{job.section}: {recipe.model.name} on {resolve_backend(recipe.model)}, {resolve_loss(recipe)} loss, "
         f"{len(train)} training and {len(validation)} validation questions, {stage.max_steps} steps"
@@ -170,8 +177,9 @@ def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
             note=progress.print,
             interrupt=stop.check,
             callbacks=[progress, stop],
+            already=metrics,
         )
-        trainer.args.eval_on_start = bool(validation) and _validation_is_due(job.folder, last, stage)
+        trainer.args.eval_on_start = bool(validation) and _validation_is_due(metrics, last, stage)
         with progress.bar:
             stop.begin(trainer.args.world_size)
             try:
@@ -183,18 +191,36 @@ def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
             raise Interrupted(stop.signum)
         trainer.save_result()
     if trainer.is_world_process_zero():
-        metrics = read_metrics(job.folder)
+        metrics = trainer.log_file.lines
         report.print_signs(console, metrics, job.section)
-        report.draw_learning_curve(metrics, f"{job.folder.name}: {job.section}", job.folder / "curve.png")
+        try:
+            report.draw_learning_curve(metrics, f"{job.folder.name}: {job.section}", job.folder / "curve.png")
+        except OSError as error:  # what was trained is saved
+            console.print(f"{job.folder / 'curve.png'}: not drawn: {error.strerror}", soft_wrap=True)
     return job.folder
 
 
-def _validation_is_due(run: Path, last: Path | None, stage: Stage1 | Stage2) -> bool:
+def require_resumable(last: Path) -> list[dict[str, Any]]:
+    """What trainer_state.json has logged. Raises UserError where the checkpoint holds what is not to be loaded."""
+    require_sound_folder(last)
+    path = last / "trainer_state.json"
+    state = read_json(path)
+    try:
+        TrainerState(**state)
+        history = [{"step": line["step"], **line} for line in state["log_history"] if "train_runtime" not in line]
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path}: not a state of the Trainer: {one_line(error)}") from None
+    if state["global_step"] != step_of(last):
+        raise UserError(f"{path}: is of step {state['global_step']}; its folder has been renamed")
+    return history
+
+
+def _validation_is_due(metrics: list[dict[str, Any]], last: Path | None, stage: Stage1 | Stage2) -> bool:
     """Before the first step, and where a kill came between a step's checkpoint and its validation."""
     if last is None:
         return True
     done = step_of(last)
-    return done % stage.eval_steps == 0 and not any(m["step"] == done and "eval_acc_t1" in m for m in read_metrics(run))
+    return done % stage.eval_steps == 0 and not any(m["step"] == done and "eval_acc_t1" in m for m in metrics)
 
 
 class StepDropped(Exception):
@@ -202,8 +228,9 @@ class StepDropped(Exception):
 
 
 class StopOnSignal(TrainerCallback):
-    """The first SIGINT or SIGTERM drops the step in the making, a second one leaves at once. Before training begins
-    there is nothing to save, and the first one leaves. With several processes the step is ended, as all must agree."""
+    """The first SIGINT, SIGTERM or SIGHUP (a terminal that is closed) drops the step in the making, a second one leaves
+    at once; one that was ignored before (by nohup) still is. Before training begins there is nothing to save, and the
+    first one leaves. With several processes the step is ended, as all must agree."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -211,8 +238,9 @@ class StopOnSignal(TrainerCallback):
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self._before[signum] = signal.signal(signum, self._handle)
+        for signum in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            if signum not in self._before and signal.getsignal(signum) != signal.SIG_IGN:
+                self._before[signum] = signal.signal(signum, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -7,7 +7,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,9 @@ from scorefast.grading import Grade
 from scorefast.kernels import ScoreStats, score_loss
 from scorefast.metrics import Graded, rates
 from scorefast.model import Policy, generate, last_hidden, save_policy
-from scorefast.recipe import Recipe, RunError, Stage1, Stage2, dump_recipe
+from scorefast.recipe import Recipe, RunError, Stage1, Stage2, UserError, dump_recipe
 from scorefast.reward import grade_example, load_reward, rewards_of
-from scorefast.runs import METRICS, RECIPE, WORK, append_metrics, find_last, metrics_line, read_metrics, rotate, step_of
+from scorefast.runs import METRICS, RECIPE, WORK, append_metrics, find_last, metrics_line, rotate, step_of
 from scorefast.schedule import Slots, micro_batch_size, samples_per_question, training_arguments
 from scorefast.untrusted import one_line
 
@@ -84,8 +84,10 @@ class ScoreTrainer(Trainer):
         note: Callable[[str], None] = lambda line: None,
         interrupt: Callable[[], None] = lambda: None,
         callbacks: Sequence[TrainerCallback] = (),
+        already: Sequence[dict[str, Any]] = (),
     ):
-        """interrupt is called between micro-batches and between sampled tokens; what it raises ends the step."""
+        """interrupt is called between micro-batches and between sampled tokens; what it raises ends the step. already:
+        the metrics up to the step that is resumed from."""
         stage: Stage1 | Stage2 = getattr(recipe, section)
         self.seed = 2 * recipe.seed + (section == "stage2")  # the stages neither ask nor sample in the same order
         arguments = training_arguments(recipe, stage, run, validate=bool(validation))
@@ -96,7 +98,7 @@ class ScoreTrainer(Trainer):
             stage.questions_per_step * samples_per_question(stage) // (self.micro_batch * arguments.world_size)
         )
         self.run, self.section, self.note, self.interrupt = run, section, note, interrupt
-        self.log_file = LogFile(run, note)
+        self.log_file = LogFile(run, note, already)
         as_list: Any = list  # batches of question indices: tensors are made after the rollout
         super().__init__(
             model=policy.model,
@@ -143,7 +145,8 @@ class ScoreTrainer(Trainer):
         """One optimizer step: its questions in, its scored trajectories out, cut into micro-batches; the normaliser."""
         indices = [index for _ in range(num_batches) for index in next(epoch_iterator)]  # the first draws a number
         if self._resumed_from is not None:
-            super()._load_rng_state(self._resumed_from)
+            with _resuming(self._resumed_from):
+                super()._load_rng_state(self._resumed_from)
             self._resumed_from = None
         self._rng, self.step = rng_state(), StepRecord()
         examples = [self.questions[index] for index in indices]
@@ -363,13 +366,18 @@ class ScoreTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
             self.log_file.save_again = False
-            if first:
-                rotate(self.run, self.stage.save_total_limit, folder)
         except WRITE_ERRORS as error:
             if self.args.world_size > 1:  # the others wait for this one
                 raise
             self.log_file.save_again = True
-            self.note(f"{folder}: not saved, to be tried again after the next step: {_reason(error, self.run)}")
+            again = "" if self.state.global_step == self.stage.max_steps else ", to be tried again after the next step"
+            self.note(f"{folder}: not saved{again}: {_reason(error, self.run)}")
+            return
+        if first:
+            try:
+                rotate(self.run, self.stage.save_total_limit, folder)
+            except OSError as error:
+                self.note(f"{self.run}: an old checkpoint was not deleted: {_reason(error, self.run)}")
 
     def _require_finite_weights(self) -> None:
         if not all(bool(p.isfinite().all()) for p in self.policy.model.parameters() if p.requires_grad):
@@ -399,15 +407,33 @@ class ScoreTrainer(Trainer):
         write_file(folder / RECIPE, dump_recipe(self.recipe))
 
     def _last(self) -> str:
+        if not self.run.is_dir():
+            return "the folder is gone: put it back, and give the same command with --resume"
         last, _ = find_last(self.run)
         return f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with _resuming(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with _resuming(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
         self._resumed_from = checkpoint
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Not here, after the first step's rewards: `get_batch_samples` does it before them."""
+
+
+@contextmanager
+def _resuming(checkpoint: str | None) -> Iterator[None]:
+    """Files that were sealed anew can hold anything: a pickle is not run (weights_only), and named as what it is."""
+    try:
+        yield
+    except Exception as error:
+        if should_reduce_batch_size(error):
+            raise
+        raise UserError(f"{checkpoint}: cannot be resumed from: {one_line(error)}") from None
 
 
 def rng_state() -> tuple[Any, ...]:
@@ -464,29 +490,29 @@ def micro_batch_loss(
 
 
 class LogFile(TrainerCallback):
-    """Every log as a line of metrics.jsonl with its step, flushed at once. Lines past the step resumed from are cut
-    away; what cannot be written waits for the next line."""
+    """Every log as a line of metrics.jsonl with its step, flushed at once, after those that were there `already`. What
+    cannot be written waits for the next line."""
 
-    def __init__(self, run: Path, note: Callable[[str], None]):
+    def __init__(self, run: Path, note: Callable[[str], None], already: Sequence[dict[str, Any]] = ()):
         self.run, self.note = run, note
-        self.lines: list[dict[str, Any]] = []
+        self.lines = list(already)
         self.waiting = ""
         self.save_again = False  # the last checkpoint could not be written
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            done = state.global_step
-            self.lines = [m for m in read_metrics(self.run) if done > 0 and m["step"] <= done]
             write_file(self.run / METRICS, "".join(metrics_line(m) for m in self.lines))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
             self.lines.append({"step": state.global_step, **logs})
+            waited = bool(self.waiting)
             self.waiting += metrics_line(self.lines[-1])
             try:
                 self.flush()
             except OSError as error:
-                self.note(f"{self.run / METRICS}: not written, kept for later: {error.strerror}")
+                if not waited:
+                    self.note(f"{self.run / METRICS}: not written, kept for later: {error.strerror}")
 
     def flush(self) -> None:
         append_metrics(self.run, self.waiting)

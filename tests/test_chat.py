@@ -73,7 +73,7 @@ def test_a_conversation(trained, tmp_path):
     terminal.type("/nonsense\n")
     assert "no command /nonsense" in terminal.wait_for("you> ")
     terminal.type(f"/save {tmp_path}/talk.jsonl\n")
-    assert "saved 1 exchanges" in terminal.wait_for("you> ")
+    assert "saved 1 exchange to" in terminal.wait_for("you> ")
     (exchange,) = map(json.loads, (tmp_path / "talk.jsonl").read_text().splitlines())
     assert exchange["question"] == "What is 123 + 456?"
     assert len(exchange["attempts"]) == 3
@@ -179,7 +179,7 @@ def test_a_saved_conversation_is_private_and_replaces_nothing(tmp_path):
         assert "utf-8" in shown(lambda console: _save(record, f"{tmp_path}/talk", console))
         assert not list(tmp_path.iterdir()), "nothing half written stays"
         record[0].question = "What is 1 + 2?"
-        assert "saved 1 exchanges" in shown(lambda console: _save(record, f"{tmp_path}/talk", console))
+        assert "saved 1 exchange to" in shown(lambda console: _save(record, f"{tmp_path}/talk", console))
     finally:
         os.umask(before)
     assert (tmp_path / "talk").stat().st_mode & 0o777 == 0o600

@@ -17,18 +17,15 @@ import torch
 from rich.console import Console
 from transformers import TrainerCallback
 
-from benchmarks import faults
-from scorefast.data import content_sha256, load_dataset
+from scorefast.data import load_dataset
 from scorefast.durable import damage, remove_folder, seal, write_file, written_whole
 from scorefast.model import load_policy
 from scorefast.monitor import signs, what_to_turn
-from scorefast.recipe import RunError, UserError, load_recipe
+from scorefast.recipe import RunError, load_recipe
 from scorefast.report import print_signs
 from scorefast.runs import (
     append_metrics,
-    changes_allowed,
     find_last,
-    has_begun,
     metrics_line,
     open_checkpoint,
     own_run,
@@ -36,7 +33,7 @@ from scorefast.runs import (
     rotate,
     start_run,
 )
-from scorefast.stages import StageRun, run_stage
+from scorefast.stages import StageRun
 from scorefast.trainer import ScoreTrainer
 from tests.conftest import REPOSITORY, SHIPPED, scorefast_here
 
@@ -61,7 +58,7 @@ for name in sys.argv[2:]:
 
 def test_what_strikes_a_run_leaves_no_trace_in_its_result(tmp_path):
     """Weights to the byte and every line of the log are those of the run left alone."""
-    strokes = ["kill_in_a_save", "terminate", "disk_full", "newest_damaged"]
+    strokes = ["kill_in_a_save", "terminate", "hang_up", "disk_full", "newest_damaged"]
     command = [sys.executable, "-c", STRUCK, str(tmp_path), *strokes]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
@@ -71,6 +68,7 @@ def test_what_strikes_a_run_leaves_no_trace_in_its_result(tmp_path):
     first = {name: int(codes[0]) for name, (_, *codes) in seen.items()}
     assert first["kill_in_a_save"] == first["newest_damaged"] == 128 + signal.SIGKILL
     assert first["terminate"] == 128 + signal.SIGTERM
+    assert first["hang_up"] == 128 + signal.SIGHUP
     assert first["disk_full"] == 0, "the run went on"
 
 
@@ -244,65 +242,10 @@ def test_a_second_command_into_a_running_run_is_refused(tmp_path):
     (tmp_path / "run").mkdir()
     start_run(tmp_path / "run", recipe, {})
     with own_run(tmp_path / "run"):
-        for extra in ([], ["--resume"]):
+        for extra, said in (([], "already holds files"), (["--resume"], "another scorefast is writing into this run")):
             done = scorefast_here("stage1", "--data", SHIPPED, "--out", "run", *extra, cwd=tmp_path)
             assert done.returncode == 2
-            assert "already holds files" in done.stderr or "began with" in done.stderr
-
-
-# --- what a resumed run may change -----------------------------------------------------------------------------------
-
-
-def test_resume_names_the_key_that_must_not_change():
-    began = load_recipe("tiny-cpu")
-    for key, value in (("stage2.alpha", 3), ("seed", 5), ("model.lora.r", 3), ("rollout.temperature", 0.5)):
-        with pytest.raises(UserError, match=f"began with {key} = .*: a resumed run keeps it"):
-            changes_allowed(Path("run"), "stage2", began, load_recipe("tiny-cpu", [f"{key}={value}"]))
-    allowed = [
-        "stage2.micro_batch_size=3",
-        "stage2.max_steps=99",
-        "stage1.beta2=9",
-        "loss.buffer_mb=7",
-        "stage2.max_kl=3",
-    ]
-    assert changes_allowed(Path("run"), "stage2", began, load_recipe("tiny-cpu", allowed)) == {
-        "stage2.micro_batch_size": (began.stage2.micro_batch_size, 3),
-        "stage2.max_steps": (began.stage2.max_steps, 99),
-        "loss.buffer_mb": (None, 7),
-        "stage2.max_kl": (5.0, 3.0),
-    }
-    linear = load_recipe("tiny-cpu", ["stage2.lr_scheduler=linear"])
-    longer = load_recipe("tiny-cpu", ["stage2.lr_scheduler=linear", "stage2.max_steps=99"])
-    with pytest.raises(UserError, match="max_steps cannot change, because lr_scheduler = linear depends on it"):
-        changes_allowed(Path("run"), "stage2", linear, longer)
-
-
-def test_resume_does_not_import_code_that_only_the_run_names(tmp_path):
-    """The run may be somebody else's; the command that began it, given again, names the function itself."""
-    (tmp_path / "evil.py").write_text("open('was-run', 'w')\n")
-    recipe = load_recipe("tiny-cpu", ["reward.function=evil:reward"])
-    (tmp_path / "run").mkdir()
-    facts = {"stage": "stage1", "data_sha256": content_sha256(str(SHIPPED)), "from": None}
-    start_run(tmp_path / "run", recipe, facts)
-    command = ["stage1", "--data", SHIPPED, "--out", "run", "--resume", "--dry-run"]
-    done = scorefast_here(*command, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.endswith("say so: --reward evil:reward\n")
-    assert not (tmp_path / "was-run").exists()
-    done = scorefast_here(*command, "--reward", "evil:reward", cwd=tmp_path)
-    assert "evil" in done.stderr.splitlines()[-1], "now it is looked for"
-    assert "say so" not in done.stderr
-
-
-def test_resume_begins_what_has_not_begun_and_refuses_what_is_no_run(tmp_path):
-    assert not has_begun(tmp_path / "absent")
-    (tmp_path / ".lock").touch()
-    (tmp_path / "recipe.yaml").touch()
-    (tmp_path / ".run.json.partial").touch()
-    assert not has_begun(tmp_path), "killed before it had begun"
-    (tmp_path / "thesis.doc").touch()
-    with pytest.raises(UserError, match="no run to resume here"):
-        has_begun(tmp_path)
+            assert said in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -315,30 +258,6 @@ def begun(folder: Path, *overrides: str) -> StageRun:
     folder.mkdir(exist_ok=True)
     start_run(folder, recipe, {})
     return StageRun("stage1", recipe, load_dataset(str(SHIPPED), recipe.data), None, folder)
-
-
-def test_a_prolonged_run_is_the_longer_run(tmp_path):
-    """With a constant learning rate, 3 steps and then 3 more are 6; the reward function's own random numbers too."""
-    (tmp_path / "noisy.py").write_text(
-        "import random, numpy, torch\n"
-        "def reward(completions, **_):\n"
-        "    return [random.random() + numpy.random.rand() + torch.rand(()).item() for _ in completions]\n"
-    )
-    sys.path.insert(0, str(tmp_path))
-    try:
-        noisy = ["reward.function=noisy:reward", "stage1.save_steps=3", "stage1.eval_steps=3"]
-        quiet = Console(quiet=True)
-        run_stage(begun(tmp_path / "whole", *noisy, "stage1.max_steps=6"), quiet)
-        torch.rand(5)  # whatever has been drawn before, a run begins with its seed
-        run_stage(begun(tmp_path / "parts", *noisy, "stage1.max_steps=3"), quiet)
-        torch.rand(7)
-        run_stage(begun(tmp_path / "parts", *noisy, "stage1.max_steps=6"), quiet, resume=True)
-    finally:
-        sys.path.remove(str(tmp_path))
-    ours, theirs = faults.outcome_of(tmp_path / "parts"), faults.outcome_of(tmp_path / "whole")
-    assert ours[0] == theirs[0]
-    for a, b in zip(ours[1], theirs[1], strict=True):
-        assert {k: v for k, v in a.items() if k != "epoch"} == {k: v for k, v in b.items() if k != "epoch"}
 
 
 # --- numbers gone bad ------------------------------------------------------------------------------------------------
@@ -560,4 +479,6 @@ def test_a_damaged_checkpoint_is_one_line(trained, tmp_path):
         done = scorefast_here(*command, cwd=tmp_path)
         assert done.returncode == 2
         wrong = "adapter_model.safetensors is not what was written (SHA-256 differs)"
-        assert done.stderr.splitlines()[-1] == f"scorefast: moved: not a whole checkpoint: {wrong}"
+        assert done.stderr.splitlines()[-1] == (
+            f"scorefast: moved: not a whole checkpoint: {wrong}; --resume writes it anew, or use moved/checkpoint-2"
+        )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 
-from tests.conftest import SHIPPED, scorefast
+from scorefast.durable import seal
+from tests.conftest import QUICK, SHIPPED, scorefast
 
 
 @pytest.mark.parametrize(
@@ -35,3 +39,18 @@ def test_a_whole_run_contacts_nobody(trained, tmp_path):
         done = scorefast(*arguments, cwd=trained, stdin="What is 1 + 2?\n")
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.splitlines()) == 1
+
+
+def test_the_base_that_an_adapter_names_is_not_asked_for(trained, tmp_path):
+    """PEFT would ask the hub, at every save, whether the vocabulary of base_model_name_or_path has grown."""
+    for name in ("adapter_config.json", "adapter_model.safetensors", "recipe.yaml"):
+        shutil.copy(trained / "runs/stage1" / name, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    changed = config | {"base_model_name_or_path": "somebody/beacon", "revision": "main"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(changed))
+    seal(tmp_path)
+    done = scorefast("stage2", "--data", SHIPPED, "--from", tmp_path, "--out", "run", *QUICK, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (
+        json.loads((tmp_path / "run/adapter_config.json").read_text())["base_model_name_or_path"] != "somebody/beacon"
+    )

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scorefast.data import SPLITS, load_dataset, read_questions
+from scorefast.data import SPLITS, file_sha256, load_dataset, read_questions
 from scorefast.metrics import wilson
 from scorefast.prepare import prepare
 from scorefast.recipe import Data, UserError, load_recipe
@@ -44,6 +45,39 @@ def test_a_prepared_folder_reads_back_the_same(tmp_path):
     assert manifest == json.loads(json.dumps(done.manifest))
     assert manifest["rows_kept"] == sum(manifest["splits"].values()) == again.rows_kept == 900
     assert not list(out.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sha256": ["x"]},
+        {"sha256": None},
+        {"dropped": [1]},
+        {"rows_read": "many"},
+        {"read_as": 3},
+    ],
+)
+def test_a_manifest_that_is_none_is_one_line(tmp_path, change):
+    _, out = prepared(tmp_path, SHIPPED)
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(UserError, match="not a manifest; run `scorefast prepare` again"):
+        load_dataset(str(out), RECIPE.data)
+
+
+@pytest.mark.parametrize(
+    "rows", [b"not Parquet", [{"question": "q", "unheard_of": 1}], [{"question": "q", "extra": "{"}]]
+)
+def test_prepared_rows_that_are_none_are_one_line(tmp_path, rows):
+    """With the hashes of their bytes in the manifest, as somebody who means ill would write it."""
+    _, out = prepared(tmp_path, SHIPPED)
+    path = out / "test.parquet"
+    path.write_bytes(rows) if isinstance(rows, bytes) else pq.write_table(pa.Table.from_pylist(rows), path)
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["sha256"]["test.parquet"] = file_sha256(path)
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"test\.parquet: holds no prepared rows"):
+        load_dataset(str(out), RECIPE.data)
 
 
 def test_every_field_of_an_example_survives(tmp_path):

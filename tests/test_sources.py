@@ -131,6 +131,21 @@ def test_a_saved_dataset_is_read_and_one_of_splits_is_asked_for(tmp_path):
     assert f"holds the splits train, test: give one of them, e.g. {tmp_path / 'd' / 'train'}" in refusal(tmp_path / "d")
 
 
+@pytest.mark.parametrize("named", ["../outside.arrow", "/etc/hostname", "absent.arrow"])
+def test_a_saved_dataset_does_not_lead_out_of_its_folder(tmp_path, named):
+    (tmp_path / "outside.arrow").touch()
+    folder = tmp_path / "d"
+    folder.mkdir()
+    (folder / "dataset_info.json").write_text("{}")
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": named}]}))
+    assert refusal(folder) == f"{folder / 'state.json'}: names a file that is not in its folder"
+
+
+def test_a_picture_is_not_taken_for_an_old_encoding(tmp_path):
+    (tmp_path / "d.csv").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)) * 20)
+    assert "d.csv: not text: it holds NUL bytes" in refusal(tmp_path / "d.csv")
+
+
 @pytest.mark.parametrize("name", ["d.csv", "d.csv.gz", "d.jsonl.zst", "d.parquet", "halves"])
 def test_progress_ends_at_the_bytes_on_disk(kinds, name):
     seen = []

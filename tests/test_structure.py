@@ -27,7 +27,7 @@ ORDER = [
     "durable",
     "runs",
 ]
-ORDER += ["report", "prepare", "kernels", "objective", "rollout", "model", "memory"]
+ORDER += ["settings", "report", "prepare", "kernels", "objective", "rollout", "model", "memory"]
 ORDER += ["evaluate", "schedule", "trainer", "stages", "chat", "export", "cli"]
 LIGHT = {*ORDER[: ORDER.index("kernels")], "cli"}
 PACKAGE = REPOSITORY / "scorefast"

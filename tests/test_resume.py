@@ -1,0 +1,249 @@
+"""`--resume`: what it goes on from, what may change, and what it refuses in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from benchmarks import faults
+from scorefast.data import content_sha256
+from scorefast.durable import damage, seal
+from scorefast.recipe import UserError, load_recipe
+from scorefast.runs import changes_allowed, find_last, has_begun, read_metrics, start_run
+from scorefast.stages import run_stage
+from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast_here
+from tests.test_faults import begun
+
+LONGER = ["--set", "stage1.max_steps=3"]
+
+
+@pytest.fixture
+def finished(trained, tmp_path) -> Path:
+    """A copy of a finished Stage I, of 2 steps, on the shipped data."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained / "runs/stage1", folder)
+    facts = json.loads((folder / "run.json").read_text()) | {"data_sha256": content_sha256(str(SHIPPED))}
+    (folder / "run.json").write_text(json.dumps(facts))
+    return folder
+
+
+def resume(folder: Path, *more: str):
+    return scorefast_here("stage1", "--data", SHIPPED, "--out", folder.name, "--resume", *more, cwd=folder.parent)
+
+
+def refusal(done) -> str:
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def test_resume_names_the_key_that_must_not_change():
+    began = load_recipe("tiny-cpu")
+    for key, value in (("stage2.alpha", 3), ("seed", 5), ("model.lora.r", 3), ("rollout.temperature", 0.5)):
+        with pytest.raises(UserError, match=f"began with {key} = .*: a resumed run keeps it"):
+            changes_allowed(Path("run"), "stage2", began, load_recipe("tiny-cpu", [f"{key}={value}"]))
+    allowed = [
+        "stage2.micro_batch_size=3",
+        "stage2.max_steps=99",
+        "stage1.beta2=9",
+        "loss.buffer_mb=7",
+        "stage2.max_kl=3",
+    ]
+    assert changes_allowed(Path("run"), "stage2", began, load_recipe("tiny-cpu", allowed)) == {
+        "stage2.micro_batch_size": (began.stage2.micro_batch_size, 3),
+        "stage2.max_steps": (began.stage2.max_steps, 99),
+        "loss.buffer_mb": (None, 7),
+        "stage2.max_kl": (5.0, 3.0),
+    }
+    linear = load_recipe("tiny-cpu", ["stage2.lr_scheduler=linear"])
+    longer = load_recipe("tiny-cpu", ["stage2.lr_scheduler=linear", "stage2.max_steps=99"])
+    with pytest.raises(UserError, match="max_steps cannot change, because lr_scheduler = linear depends on it"):
+        changes_allowed(Path("run"), "stage2", linear, longer)
+
+
+def test_resume_does_not_import_code_that_only_the_run_names(tmp_path):
+    """The run may be somebody else's; the command that began it, given again, names the function itself."""
+    (tmp_path / "evil.py").write_text("open('was-run', 'w')\n")
+    recipe = load_recipe("tiny-cpu", ["reward.function=evil:reward"])
+    (tmp_path / "run").mkdir()
+    facts = {"stage": "stage1", "data_sha256": content_sha256(str(SHIPPED)), "from": None}
+    start_run(tmp_path / "run", recipe, facts)
+    command = ["stage1", "--data", SHIPPED, "--out", "run", "--resume", "--dry-run"]
+    done = scorefast_here(*command, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.endswith("say so: --reward evil:reward\n")
+    assert not (tmp_path / "was-run").exists()
+    done = scorefast_here(*command, "--reward", "evil:reward", cwd=tmp_path)
+    assert "evil" in done.stderr.splitlines()[-1], "now it is looked for"
+    assert "say so" not in done.stderr
+
+
+def test_resume_begins_what_has_not_begun_and_refuses_what_is_no_run(tmp_path):
+    assert not has_begun(tmp_path / "absent")
+    (tmp_path / ".lock").touch()
+    (tmp_path / "recipe.yaml").touch()
+    (tmp_path / ".run.json.partial").touch()
+    assert not has_begun(tmp_path), "killed before it had begun"
+    (tmp_path / "thesis.doc").touch()
+    with pytest.raises(UserError, match="no run to resume here"):
+        has_begun(tmp_path)
+
+
+def test_a_prolonged_run_is_the_longer_run(tmp_path):
+    """With a constant learning rate, 3 steps and then 3 more are 6; the reward function's own random numbers too."""
+    (tmp_path / "noisy.py").write_text(
+        "import random, numpy, torch\n"
+        "def reward(completions, **_):\n"
+        "    return [random.random() + numpy.random.rand() + torch.rand(()).item() for _ in completions]\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        noisy = ["reward.function=noisy:reward", "stage1.save_steps=3", "stage1.eval_steps=3"]
+        quiet = Console(quiet=True)
+        run_stage(begun(tmp_path / "whole", *noisy, "stage1.max_steps=6"), quiet)
+        torch.rand(5)  # whatever has been drawn before, a run begins with its seed
+        run_stage(begun(tmp_path / "parts", *noisy, "stage1.max_steps=3"), quiet)
+        torch.rand(7)
+        run_stage(begun(tmp_path / "parts", *noisy, "stage1.max_steps=6"), quiet, resume=True)
+    finally:
+        sys.path.remove(str(tmp_path))
+    ours, theirs = faults.outcome_of(tmp_path / "parts"), faults.outcome_of(tmp_path / "whole")
+    assert ours[0] == theirs[0]
+    for a, b in zip(ours[1], theirs[1], strict=True):
+        assert {k: v for k, v in a.items() if k != "epoch"} == {k: v for k, v in b.items() if k != "epoch"}
+
+
+def test_a_run_killed_before_it_had_begun_is_begun_by_the_same_command(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for left in (".lock", "recipe.yaml", ".recipe.yaml.partial", ".run.json.partial", "dropped.jsonl"):
+        (folder / left).touch()
+    done = resume(folder, *QUICK, "--set", "stage1.max_steps=1")
+    assert done.returncode == 0, done.stderr
+    assert [m["step"] for m in read_metrics(folder) if "loss" in m] == [1]
+
+
+def test_a_prolonged_run_is_prolonged_for_good(finished):
+    """The recipe of the run is what it goes on with, so that the printed command needs no --set; its old result is no
+    result any more, until there is the new one."""
+    done = resume(finished, *LONGER)
+    assert done.returncode == 0, done.stderr
+    assert load_recipe(str(finished / "recipe.yaml")).stage1.max_steps == 3
+    assert damage(finished) is None
+    (finished / "adapter_model.safetensors").write_bytes(b"")
+    done = resume(finished)
+    assert done.returncode == 0, done.stderr
+    assert damage(finished) is None
+    assert [m["step"] for m in read_metrics(finished) if "loss" in m] == [1, 2, 3]
+
+
+def test_a_changed_recipe_unseals_the_result_it_does_not_belong_to(finished):
+    from scorefast.runs import change_recipe
+
+    began = load_recipe(str(finished / "recipe.yaml"))
+    change_recipe(finished, began)
+    assert damage(finished) is None
+    change_recipe(finished, load_recipe(str(finished / "recipe.yaml"), ["stage1.max_steps=9"]))
+    done = scorefast_here("eval", "run", "--data", SHIPPED, cwd=finished.parent)
+    assert refusal(done).endswith("has not finished; continue it with --resume, or use run/checkpoint-2")
+
+
+@pytest.mark.parametrize("spoil", [b'{"step": 1, garbage', b"\xff\xfe", b"[1]", b'{"loss": 1}', b""])
+def test_a_spoiled_log_is_written_anew_from_the_checkpoint(finished, spoil):
+    before = read_metrics(finished)
+    path = finished / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    number = next(i for i, line in enumerate(lines) if b'"loss"' in line)
+    path.write_bytes(b"".join([*lines[:number], spoil + b"\n" if spoil else b"", *lines[number + 1 :]]))
+    done = resume(finished)
+    assert done.returncode == 0, done.stderr
+    wrong = f":{number + 1}: not a line of metrics" if spoil else ": lacks step 1"
+    assert f"run/metrics.jsonl{wrong}; written anew from run/checkpoint-2" in done.stderr
+    assert read_metrics(finished) == before
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_pickle_in_a_checkpoint_is_not_run(finished, name):
+    """Sealed anew by whoever put it there: torch's restricted reader refuses it, in one line."""
+    (finished / "checkpoint-2" / name).write_bytes(pickle.dumps(Evil()))
+    seal(finished / "checkpoint-2")
+    said = refusal(resume(finished, *LONGER))
+    assert said.startswith("scorefast: run/checkpoint-2: cannot be resumed from: ")
+    assert not (finished.parent / "was-run").exists()
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.system, ("touch was-run",))
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ("[]", "expected a JSON object"),
+        ("{}", "not a state of the Trainer"),
+        ('{"unheard_of": 1}', "not a state of the Trainer"),
+        ('{"global_step": 1, "log_history": []}', "is of step 1; its folder has been renamed"),
+    ],
+)
+def test_a_checkpoint_that_is_not_the_step_it_says_is_refused(finished, state, message):
+    (finished / "checkpoint-2" / "trainer_state.json").write_text(state)
+    seal(finished / "checkpoint-2")
+    assert message in refusal(resume(finished, *LONGER))
+
+
+def test_what_a_run_stands_on_must_not_change(trained, tmp_path):
+    """Its base model, where it came from, its data: by content, not by name."""
+    base, start = tmp_path / "base", tmp_path / "start"
+    shutil.copytree(REPOSITORY / "scorefast/assets/tiny-gemma2", base)
+    flags = [*QUICK, "--set", "model.name=base", "--set", "stage1.max_steps=1"]
+    data = tmp_path / "data.csv"
+    shutil.copy(SHIPPED, data)
+    first = ["stage1", "--data", "data.csv", *flags]
+    assert scorefast_here(*first, "--out", "start", cwd=tmp_path).returncode == 0
+    second = ["stage1", "--data", "data.csv", "--from", "start", "--out", "run"]
+    assert scorefast_here(*second, cwd=tmp_path).returncode == 0
+    assert scorefast_here(*second, "--resume", "--dry-run", cwd=tmp_path).returncode == 0
+
+    def says(message: str, *command: str) -> None:
+        said = refusal(scorefast_here(*(command or second), "--resume", "--dry-run", cwd=tmp_path))
+        assert said == f"scorefast: run: {message}; or start another run in a new --out"
+
+    says("it is a run of stage1, not of stage2", "stage2", *second[1:])
+    says(f"it began from {start}, not from the base model", *second[:3], *second[5:])
+    with data.open("a") as file:
+        file.write("1 + 1 = ?,2,2\n")
+    says("data.csv does not hold the data it began with; give that")
+    shutil.copy(SHIPPED, data)
+    (base / "config.json").write_text((base / "config.json").read_text() + "\n")
+    says("its base model's folder has changed since it began")
+    shutil.copy(REPOSITORY / "scorefast/assets/tiny-gemma2/config.json", base)
+    shutil.copy(trained / "runs/stage2/adapter_model.safetensors", start)
+    seal(start)
+    says(f"{start} has changed since it began from there")
+
+
+def test_a_run_of_other_versions_goes_on_and_says_so(finished):
+    facts = json.loads((finished / "run.json").read_text())
+    (finished / "run.json").write_text(json.dumps(facts | {"versions": facts["versions"] | {"torch": "1.0"}}))
+    done = resume(finished, "--dry-run")
+    assert done.returncode == 0
+    assert "torch: 1.0 when this run began, " in done.stderr
+
+
+def test_nobody_has_to_hear_what_a_run_says(tmp_path):
+    """Its log on a full disk, its terminal closed: it trains on."""
+    command = [sys.executable, "-m", "scorefast", "stage1", "--data", str(SHIPPED), *QUICK, "--out", "run"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*command, "--set", "stage1.max_steps=1"], cwd=tmp_path, stderr=full, check=False)
+    assert done.returncode == 0
+    assert find_last(tmp_path / "run")[0]
