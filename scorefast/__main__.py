@@ -1,3 +1,18 @@
-from scorefast.cli import main
+"""The command `scorefast`, and `python -m scorefast`."""
 
-main()
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    try:
+        from scorefast.cli import main as run
+
+        run()
+    except KeyboardInterrupt:  # while it was still being imported
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

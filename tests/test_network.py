@@ -51,6 +51,4 @@ def test_the_base_that_an_adapter_names_is_not_asked_for(trained, tmp_path):
     seal(tmp_path)
     done = scorefast("stage2", "--data", SHIPPED, "--from", tmp_path, "--out", "run", *QUICK, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (
-        json.loads((tmp_path / "run/adapter_config.json").read_text())["base_model_name_or_path"] != "somebody/beacon"
-    )
+    assert "beacon" not in (tmp_path / "run/adapter_config.json").read_text()
