@@ -31,34 +31,48 @@ sys.path.insert(0, str(REPOSITORY))
 RESULTS = REPOSITORY / "benchmarks" / "results" / "faults.md"
 STEPS = 12
 CLOCK = {"rollout_tokens_per_second"}  # the only figures that differ between two equal runs
-COMMAND = [
-    *("stage1", "--data", str(REPOSITORY / "data" / "score.csv"), "--resume", "--quiet"),
-    *("--set", f"stage1.max_steps={STEPS}", "--set", "stage1.questions_per_step=2", "--set", "stage1.save_steps=2"),
-    *("--set", "stage1.samples_per_question=4"),
-    *("--set", "stage1.eval_steps=4", "--set", "eval.max_questions=6", "--set", "stage1.learning_rate=2e-3"),
-]
+STAGE = [f"max_steps={STEPS}", "questions_per_step=2", "samples_per_question=4", "save_steps=2", "eval_steps=4"]
+STAGE += ["learning_rate=2e-3"]
+SETTINGS = ["eval.max_questions=6"]
+KINDS = {  # of runs, and what is particular to them
+    "stage1": [],
+    "stage2": ["stage2.lr_scheduler=cosine", "stage2.warmup_steps=3"],  # from the unbroken Stage I
+    "supervised": ["stage1.method=supervised", "stage1.first_attempt=sampled", "stage1.lr_scheduler=linear"],
+    "full": ["model.tuning=full", "stage1.normalize=token"],
+}
+
+
+def command_of(kind: str, work: Path) -> list[str]:
+    section = "stage2" if kind == "stage2" else "stage1"
+    settings = [*(f"{section}.{setting}" for setting in STAGE), *SETTINGS, *KINDS[kind]]
+    start = ["--from", str(work / "whole-stage1")] if kind == "stage2" else []
+    flags = [word for setting in settings for word in ("--set", setting)]
+    return [section, "--data", str(REPOSITORY / "data" / "score.csv"), *start, *flags, "--resume", "--quiet"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """restarts: how often the command was given again; equal: weights and metrics are those of the unbroken run."""
+    """exit_codes: of each time the command was given; equal: weights and metrics are those of the unbroken run."""
 
     fault: str
+    kind: str
     at_step: int
     exit_codes: tuple[int, ...]
     equal: bool
 
 
 class Child:
-    """The command in a process forked from this one: everything is imported already, so it trains at once."""
+    """The command in a process forked from this one: everything is imported already, so it trains at once. The kind of
+    run is the last word of the folder's name."""
 
-    def __init__(self, folder: Path, *extra: str, environment: dict[str, str] | None = None):
+    def __init__(self, folder: Path):
         self.folder = folder
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            _become([*COMMAND, "--out", str(folder), *extra], folder.with_suffix(".log"), environment or {})
+            command = command_of(folder.name.rpartition("-")[2], folder.parent)
+            _become([*command, "--out", str(folder)], folder.with_suffix(".log"))
 
     def signal(self, signum: int) -> None:
         os.kill(self.pid, signum)
@@ -93,11 +107,10 @@ class Child:
         return 128 - code if code < 0 else code
 
 
-def _become(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
+def _become(arguments: list[str], log: Path) -> None:
     """The scorefast command, in this process, from here on."""
     code = 70
     try:
-        os.environ.update(environment)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         with log.open("ab") as file:
             os.dup2(file.fileno(), 1)
@@ -128,23 +141,22 @@ def outcome_of(folder: Path) -> tuple[bytes, list[dict[str, object]]]:
     """(the trained weights, the metrics without clock times)."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     metrics = [{k: v for k, v in json.loads(m).items() if k not in CLOCK} for m in lines]
-    return (folder / "adapter_model.safetensors").read_bytes(), metrics
+    return next(folder.glob("*model.safetensors")).read_bytes(), metrics
 
 
-def finish(folder: Path, codes: list[int], *extra: str) -> tuple[int, ...]:
+def finish(folder: Path, codes: list[int]) -> tuple[int, ...]:
     """Give the command again until it ends; the exit codes of all processes."""
     for _ in range(3):
-        codes.append(Child(folder, *extra).exit_code())
+        codes.append(Child(folder).exit_code())
         if codes[-1] == 0:
             break
     return tuple(codes)
 
 
-def unbroken(work: Path) -> Path:
-    whole = work / "whole"
+def unbroken(work: Path, kind: str = "stage1") -> None:
+    whole = work / f"whole-{kind}"
     code = Child(whole).exit_code()
     assert code == 0, whole.with_suffix(".log").read_text()
-    return whole
 
 
 # --- faults: each takes (folder of a new run, random numbers) and returns (its name, the step it struck at, exit codes)
@@ -298,21 +310,24 @@ def newest_damaged(folder: Path, chance: random.Random) -> tuple[str, int, tuple
     return f"one bit of {victim.name} flipped", step, finish(folder, codes)
 
 
-def suffer(fault: Callable[..., tuple[str, int, tuple[int, ...]]], work: Path, number: int, seed: int) -> Outcome:
+def suffer(
+    fault: Callable[..., tuple[str, int, tuple[int, ...]]], work: Path, number: int, seed: int, kind: str = "stage1"
+) -> Outcome:
     """One trial in a new run folder."""
     chance = random.Random(f"{seed}/{fault.__name__}/{number}")
-    folder = work / f"{fault.__name__}-{number}"
+    folder = work / f"{fault.__name__}-{number}-{kind}"
     name, step, codes = fault(folder, chance)
-    equal = codes[-1] == 0 and outcome_of(folder) == outcome_of(work / "whole")
+    equal = codes[-1] == 0 and outcome_of(folder) == outcome_of(work / f"whole-{kind}")
     if equal:
         shutil.rmtree(folder)
-    return Outcome(name, step, codes, equal)
+    return Outcome(name, kind, step, codes, equal)
 
 
 def run(kills: int, signals: int, seed: int) -> None:
     import_everything()
     work = Path(tempfile.mkdtemp(prefix="faults-"))
-    unbroken(work)
+    for kind in KINDS:
+        unbroken(work, kind)
     plan = [
         (kill_at_a_moment, kills // 2),
         (kill_in_a_save, kills - kills // 2),
@@ -324,7 +339,7 @@ def run(kills: int, signals: int, seed: int) -> None:
     outcomes = []
     for fault, trials in plan:
         for number in range(trials):
-            outcomes.append(suffer(fault, work, number, seed))
+            outcomes.append(suffer(fault, work, number, seed, list(KINDS)[number % len(KINDS)]))
             print(outcomes[-1], flush=True)
     lost = [o for o in outcomes if not o.equal]
     RESULTS.write_text(report(outcomes, seed), encoding="utf-8")
@@ -340,22 +355,24 @@ def report(outcomes: list[Outcome], seed: int) -> str:
     import torch
     import transformers
 
-    def kind(outcome: Outcome) -> str:
+    def named(outcome: Outcome) -> str:
         return "one bit of a file of the newest checkpoint flipped" if "one bit" in outcome.fault else outcome.fault
 
     rows = []
-    for name in dict.fromkeys(map(kind, outcomes)):
-        chosen = [o for o in outcomes if kind(o) == name]
+    for name in dict.fromkeys(map(named, outcomes)):
+        chosen = [o for o in outcomes if named(o) == name]
         steps = ", ".join(str(s) for s in sorted(o.at_step for o in chosen))
         codes = Counter(o.exit_codes[0] for o in chosen)
         first = ", ".join(f"{code} ({n})" for code, n in sorted(codes.items()))
         rows.append(f"| {name} | {len(chosen)} | {sum(o.equal for o in chosen)} | {first} | {steps} |")
+    kinds = ", ".join(f"{kind} {sum(o.kind == kind for o in outcomes)}" for kind in KINDS)
     return f"""# Faults
 
-`python benchmarks/faults.py run`, seed {seed}: runs of {STEPS} optimizer steps of Stage I on the embedded model, a
-checkpoint every second step, struck as below and then given the same command again (with `--resume`) until they end.
-Equal: the trained weights are the same bytes as those of the run left alone, and `metrics.jsonl` has the same lines
-but for clock times: none missing, none twice, none different.
+`python benchmarks/faults.py run`, seed {seed}: runs of {STEPS} optimizer steps on the embedded model, a checkpoint every
+second step, struck as below and then given the same command again (with `--resume`) until they end. By kind of run:
+{kinds}; that is Stage I, Stage II from its result (cosine rate, warm-up), Stage I supervised (linear rate) and Stage I
+of all weights (normalised by token). Equal: the trained weights are the same bytes as those of the run left
+alone, and `metrics.jsonl` has the same lines but for clock times: none missing, none twice, none different.
 
 | fault | trials | equal | exit code when struck (trials) | after step |
 |---|---|---|---|---|

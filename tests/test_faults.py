@@ -47,7 +47,7 @@ import sys
 from pathlib import Path
 from benchmarks import faults
 faults.import_everything()
-faults.COMMAND += ["--set", "rollout.max_new_tokens=10", "--set", "stage1.samples_per_question=2"]
+faults.SETTINGS += ["rollout.max_new_tokens=10", "stage1.samples_per_question=2"]
 work = Path(sys.argv[1])
 faults.unbroken(work)
 for name in sys.argv[2:]:
