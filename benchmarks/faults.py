@@ -368,10 +368,10 @@ def report(outcomes: list[Outcome], seed: int) -> str:
     kinds = ", ".join(f"{kind} {sum(o.kind == kind for o in outcomes)}" for kind in KINDS)
     return f"""# Faults
 
-`python benchmarks/faults.py run`, seed {seed}: runs of {STEPS} optimizer steps on the embedded model, a checkpoint every
-second step, struck as below and then given the same command again (with `--resume`) until they end. By kind of run:
-{kinds}; that is Stage I, Stage II from its result (cosine rate, warm-up), Stage I supervised (linear rate) and Stage I
-of all weights (normalised by token). Equal: the trained weights are the same bytes as those of the run left
+`python benchmarks/faults.py run`, seed {seed}: runs of {STEPS} optimizer steps on the embedded model, a checkpoint
+every second step, struck as below and then given the same command again (with `--resume`) until they end.
+By kind of run: {kinds}; that is Stage I, Stage II from its result (cosine rate, warm-up), Stage I supervised (linear rate) and
+Stage I of all weights (normalised by token). Equal: the trained weights are the same bytes as those of the run left
 alone, and `metrics.jsonl` has the same lines but for clock times: none missing, none twice, none different.
 
 | fault | trials | equal | exit code when struck (trials) | after step |

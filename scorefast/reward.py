@@ -25,10 +25,16 @@ def chosen_grader(example: Example, grader: GraderName) -> GraderName:
 
 
 def check_references(examples: Iterable[Example], grader: GraderName) -> list[str]:
-    """One line for each reason why no reply can be right by some rows' reference and grader."""
+    """One line for each reason why no reply can be right by some rows' reference and grader.
+
+    Raises UserError where that goes for every row.
+    """
     rows = list(examples)
     reasons = Counter(unusable_reference(e.correct_answer, e.grader or grader) for e in rows)
-    reasons.pop(None, None)
+    usable = reasons.pop(None, 0)
+    if reasons and not usable:
+        reason, n = reasons.most_common(1)[0]
+        raise UserError(f"no reply can ever be graded right, by any of {len(rows)} rows; in {n} of them: {reason}")
     return [f"{n} of {len(rows)} rows can never be graded right: {reason}" for reason, n in reasons.items()]
 
 
