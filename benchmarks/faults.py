@@ -206,8 +206,8 @@ def terminate(folder: Path, chance: random.Random) -> tuple[str, int, tuple[int,
 
 
 def hang_up(folder: Path, chance: random.Random) -> tuple[str, int, tuple[int, ...]]:
-    """A terminal that is closed, a connection that is lost."""
-    return _struck(folder, chance, signal.SIGHUP, "SIGHUP")
+    """A terminal that is closed: shell and kernel each send one."""
+    return _struck(folder, chance, signal.SIGHUP, "SIGHUP twice", again=True)
 
 
 def interrupt_twice(folder: Path, chance: random.Random) -> tuple[str, int, tuple[int, ...]]:
@@ -222,12 +222,17 @@ def interrupt_twice(folder: Path, chance: random.Random) -> tuple[str, int, tupl
     return "SIGINT twice", step, finish(folder, [child.exit_code()])
 
 
-def _struck(folder: Path, chance: random.Random, signum: signal.Signals, name: str) -> tuple[str, int, tuple[int, ...]]:
+def _struck(
+    folder: Path, chance: random.Random, signum: signal.Signals, name: str, again: bool = False
+) -> tuple[str, int, tuple[int, ...]]:
     child, target = Child(folder), chance.randrange(0, STEPS)
     child.wait_until(lambda: child.step() >= target)
     time.sleep(chance.uniform(0, 0.25))
     step = child.step()
     child.signal(signum)
+    if again:
+        time.sleep(0.02)
+        child.signal(signum)
     return name, step, finish(folder, [child.exit_code()])
 
 
@@ -369,10 +374,11 @@ def report(outcomes: list[Outcome], seed: int) -> str:
     return f"""# Faults
 
 `python benchmarks/faults.py run`, seed {seed}: runs of {STEPS} optimizer steps on the embedded model, a checkpoint
-every second step, struck as below and then given the same command again (with `--resume`) until they end.
-By kind of run: {kinds}; that is Stage I, Stage II from its result (cosine rate, warm-up), Stage I supervised (linear rate) and
-Stage I of all weights (normalised by token). Equal: the trained weights are the same bytes as those of the run left
-alone, and `metrics.jsonl` has the same lines but for clock times: none missing, none twice, none different.
+every second step, struck as below and then given the same command again (with `--resume`) until they end. By kind of
+run: {kinds}; that is Stage I, Stage II from its result (cosine rate, warm-up), Stage I supervised
+(linear rate) and Stage I of all weights (normalised by token). Equal: the trained weights are the same bytes as those
+of the run left alone, and `metrics.jsonl` has the same lines but for clock times: none missing, none twice, none
+different.
 
 | fault | trials | equal | exit code when struck (trials) | after step |
 |---|---|---|---|---|

@@ -67,6 +67,7 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr bu
 
 def main() -> NoReturn:
     """Exit codes: 0 done, 1 failure, 2 bad usage or input, 130 / 143 interrupted (SIGINT / SIGTERM)."""
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (2>&-: there is none)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # before the libraries are imported that read them
     try:
@@ -86,9 +87,9 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    from scorefast.report import printable
+    from scorefast.report import Unfailing, printable
 
-    print(f"scorefast: {' '.join(printable(message).split())}", file=sys.stderr)
+    print(f"scorefast: {' '.join(printable(message).split())}", file=Unfailing(sys.stderr))
     sys.exit(code)
 
 
@@ -274,22 +275,22 @@ def _stage(
             settings = resumed_recipe(begun, section, recipe, overrides, note)
         else:
             settings = chosen_recipe(recipe, overrides, start, note, rewards=True)
-        facts |= runs.what_it_stands_on(settings)
-        if begun is not None:
-            runs.require_same_beginning(begun, facts, note)
         if start is not None:
             runs.require_same_terms(start, settings, to_train=True)
         dataset = load_dataset(data, settings.data, note)
         _say_what_was_read(console, dataset, settings)
         with _work(console, settings):
             from scorefast.model import resolve_backend
-            from scorefast.stages import StageRun, check_lengths, check_stage, resolve_loss
+            from scorefast.stages import StageRun, check_lengths, check_stage, find_resumable, resolve_loss
 
             check_stage(section, settings, dataset)
             facts |= {"backend": resolve_backend(settings.model), "loss": resolve_loss(settings)}
+            facts |= runs.what_it_stands_on(settings) if first else {}
             if begun is not None:
-                runs.require_same_beginning(begun, facts)
+                runs.require_same_beginning(begun, facts, note)
             if dry_run:
+                if begun is not None:
+                    find_resumable(StageRun(section, settings, dataset, start, begun), console)
                 _print_stage_plan(console, section, settings, dataset)
                 return
             check_lengths(section, settings, dataset)
@@ -301,8 +302,6 @@ def _stage(
                 raise UserError("several processes: name the run's folder with --out")
             if begun is None and first:
                 _start_run(out, settings, facts, dataset)
-            elif begun is not None and first:
-                runs.change_recipe(begun, settings)
             given = ["scorefast", section, "--data", data, *(["--from", from_] if from_ else []), "--out", str(out)]
             given += ["--reward", settings.reward.function] if settings.reward.function else []
             _run_stage(StageRun(section, settings, dataset, start, out), console, begun is not None, given)
@@ -328,7 +327,7 @@ def _run_stage(job: Any, console: Console, resume: bool, given: list[str]) -> No
         run_stage(job, console, resume=resume)
     except (Interrupted, KeyboardInterrupt) as stop:
         last, _ = runs.find_last(job.folder)
-        kept = f"{last} is saved" if last else "no step was finished"
+        kept = f"{last} is saved" if last else "no checkpoint was saved"
         again = shlex.join([*given, "--resume"])
         console.print(f"interrupted: {kept}. Continue with: {again}", soft_wrap=True)
         raise typer.Exit(128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT)) from None

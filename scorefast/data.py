@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from scorefast.duplicates import near_duplicates, number_keys
+from scorefast.durable import file_sha256
 from scorefast.presets import Preset, find_preset, parse_rows, text_of
 from scorefast.recipe import Data, GraderName, UserError
 from scorefast.sources import BadRow, Row, Rows, read_chunks, read_rows, source_files
@@ -388,11 +389,6 @@ def content_sha256(source: str) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def from_columns(row: Mapping[str, Any]) -> Example:
     extra = row.get("extra")
     return Example(**{**row, "extra": json.loads(extra) if extra else None})
@@ -407,7 +403,7 @@ def _load_prepared(folder: Path, settings: Data | None, note: Callable[[str], No
         expected, source, read_as = dict(manifest["sha256"]), str(manifest["source"]), dict(manifest["read_as"])
         rows_read, dropped = int(manifest["rows_read"]), {str(k): int(n) for k, n in manifest["dropped"].items()}
         begun = {name: read_as[name] for name in split_settings(Data())}
-    except (UserError, ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise UserError(f"{folder / MANIFEST}: not a manifest; run `scorefast prepare` again") from None
     if settings is not None:
         if other := [name for name, value in split_settings(settings).items() if value != begun[name]]:
@@ -425,6 +421,6 @@ def _load_prepared(folder: Path, settings: Data | None, note: Callable[[str], No
             raise UserError(f"{path}: missing or changed since it was prepared; run `scorefast prepare` again")
         try:
             splits[name] = [from_columns(row) for row in pq.read_table(path).to_pylist()]
-        except (pa.ArrowException, ValueError, TypeError, RecursionError) as error:
+        except (pa.ArrowException, OSError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path}: holds no prepared rows: {one_line(error)}") from None
     return Dataset(f"{folder} (from {source})", rows_read, dropped, splits)

@@ -15,9 +15,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from scorefast.untrusted import UserError, read_json
+from scorefast.untrusted import TOKENIZER_FILES, UserError, read_json
 
 SEAL = "checkpoint.json"
+NOT_OF_THE_MODEL = {SEAL, "run.json", "trainer_state.json", "report.json"}
 UNSEALED = ("README.md",)  # a model card is there to be edited
 
 
@@ -56,7 +57,7 @@ def seal(folder: Path) -> None:
     for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name not in (SEAL, *UNSEALED)):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        files[path.name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+        files[path.name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
     write_file(folder / SEAL, json.dumps({"files": files}, indent=2) + "\n")
 
 
@@ -80,7 +81,7 @@ def damage(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes, not the {size} it was written with"
-        if _sha256(path) != sha256:
+        if file_sha256(path) != sha256:
             return f"{name} is not what was written (SHA-256 differs)"
     return None if sealed else f"its {SEAL} names no file"
 
@@ -125,11 +126,12 @@ def remove_folder(folder: Path) -> None:
 
 def fingerprint(folder: Path) -> str:
     """SHA-256 of what a model or adapter in `folder` is made of: weights, configuration, tokenizer, chat template."""
-    kinds = ("*.safetensors", "*config.json", "tokenizer.*", "*.jinja")
-    paths = sorted({path for kind in kinds for path in folder.glob(kind) if path.is_file()})
-    return hashlib.sha256("".join(f"{path.name} {_sha256(path)}\n" for path in paths).encode()).hexdigest()
+    files = (path for path in folder.iterdir() if path.is_file() and path.name not in NOT_OF_THE_MODEL)
+    kinds = (".safetensors", ".json", ".jinja")
+    paths = sorted(path for path in files if path.suffix in kinds or path.name in TOKENIZER_FILES)
+    return hashlib.sha256("".join(f"{path.name} {file_sha256(path)}\n" for path in paths).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -29,13 +29,13 @@ from scorefast.data import (
     Split,
     content_sha256,
     digests,
-    file_sha256,
     find_leaks,
     from_columns,
     joined,
     note_families,
     read_questions,
 )
+from scorefast.durable import file_sha256
 from scorefast.metrics import wilson
 from scorefast.presets import COLUMNS, OPTIONAL
 from scorefast.recipe import Recipe, UserError

@@ -13,6 +13,7 @@ from typing import Any
 from scorefast.data import Example
 from scorefast.grading import Grade, auto_grader, grade, unusable_reference
 from scorefast.recipe import GraderName, OriginReward, UserError
+from scorefast.untrusted import one_line
 
 # TRL's signature: completions (and prompts) as lists of chat messages, every column as a keyword list; one float each.
 RewardFunction = Callable[..., Sequence[float]]
@@ -63,7 +64,7 @@ def load_reward(name: str) -> RewardFunction:
     except (ImportError, AttributeError) as error:
         raise UserError(f"reward.function {name!r}: {error}") from None
     except Exception as error:  # the module is the user's: it can fail in any way
-        raise UserError(f"reward.function {name!r}: {module} fails when imported: {_one_line(error)}") from None
+        raise UserError(f"reward.function {name!r}: {module} fails when imported: {one_line(error)}") from None
     if not callable(found):
         raise UserError(f"reward.function {name!r}: is not a function")
     return found
@@ -83,8 +84,8 @@ def rewards_of(
             try:
                 _called(function, [example], [prompt], [reply])
             except (Exception, SystemExit) as alone:
-                raise UserError(f"reward function: row {_row(example)}: {_one_line(alone)}") from alone
-        raise UserError(f"reward function: {_one_line(error)} (on {len(replies)} rows at once)") from error
+                raise UserError(f"reward function: row {_row(example)}: {one_line(alone)}") from alone
+        raise UserError(f"reward function: {one_line(error)} (on {len(replies)} rows at once)") from error
 
 
 def try_reward(function: RewardFunction, examples: Sequence[Example], correction: str) -> None:
@@ -133,10 +134,6 @@ def _number(value: Any) -> float:
 
 def _row(example: Example) -> str:
     return f"{example.id} ({example.question[:60]!r})"
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def paper_shaped(r1: float, r2: float, alpha: float) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from scorefast import __version__
 from scorefast.durable import SEAL, damage, fingerprint, remove_folder, write_file
 from scorefast.recipe import Recipe, UserError, dump_recipe, flat, load_recipe, model_path
 from scorefast.untrusted import read_json, require_sound_folder
@@ -118,7 +119,8 @@ def require_free(out: Path | None, *, resume: bool = False) -> None:
         return
     if not out.is_dir():
         raise UserError(f"{out}: is a file; --out takes a folder, new or empty")
-    if {path.name for path in out.iterdir()} - (LEFTOVERS if resume else {LOCK}):
+    names = {path.name for path in out.iterdir()}
+    if names - (LEFTOVERS if resume and LOCK in names else {LOCK}):
         run = "continue the run in it with --resume" if (out / RUN).is_file() else "an empty one"
         raise UserError(f"{out}: already holds files; choose another --out, or {run}")
 
@@ -155,14 +157,14 @@ def has_begun(folder: Path) -> bool:
     if (folder / RUN).is_file() and (folder / RECIPE).is_file():
         return True
     left = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-    if left - LEFTOVERS:
+    if left - LEFTOVERS or (left and LOCK not in left):
         raise UserError(f"{folder}: no run to resume here (it has no {RECIPE} and {RUN}), and it is not empty")
     return False
 
 
 def abandon_run(folder: Path) -> None:
-    """Remove a run that came to nothing, so that the same command can be given again."""
-    if not _checkpoints(folder):
+    """Remove a run in which nothing was trained, so that the same command can be given again."""
+    if not _checkpoints(folder) and not any("loss" in m for m in read_metrics(folder)):
         for name in (*LEFTOVERS, RUN, METRICS):
             (folder / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # something else is in there
@@ -176,8 +178,9 @@ def what_it_starts_from(start: Checkpoint | None) -> dict[str, Any]:
 def what_it_stands_on(recipe: Recipe) -> dict[str, Any]:
     """The base model, where it is a folder, by its content (one of the hub by its name alone), and the libraries."""
     base = Path(model_path(recipe.model.name))
-    packages = {name: metadata.version(name) for name in ("scorefast", "torch", "transformers", "peft")}
-    return {"base_sha256": fingerprint(base) if base.is_dir() else None, "versions": packages}
+    packages = {name: metadata.version(name) for name in ("torch", "transformers", "peft")}
+    versions = {"scorefast": __version__, **packages}
+    return {"base_sha256": fingerprint(base) if base.is_dir() else None, "versions": versions}
 
 
 def require_same_beginning(
@@ -186,6 +189,8 @@ def require_same_beginning(
     """Raises UserError where the run to resume began as another stage, on other data, or on another model. Of other
     versions of the libraries `note` is told."""
     began = read_json(folder / RUN)
+    if facts.get("from_sha256") and began.get("from_sha256"):
+        facts = facts | {"from": began.get("from")}  # wherever it lies now
     differ = [key for key in facts if key in began and began[key] != facts[key]]
     wanted = {
         "stage": f"it is a run of {began.get('stage')}, not of {facts['stage']}",
@@ -198,9 +203,10 @@ def require_same_beginning(
     for key in wanted:
         if key in differ:
             raise UserError(f"{folder}: {wanted[key]}; or start another run in a new --out")
-    for name, version in facts.get("versions", {}).items() if "versions" in differ else ():
-        if version != (before := dict(began["versions"]).get(name)):
-            note(f"{name}: {before} when this run began, {version} now: what follows can differ in rounding")
+    before = began.get("versions")
+    for name, version in facts.get("versions", {}).items() if isinstance(before, dict) else ():
+        if version != before.get(name):
+            note(f"{name}: {before.get(name)} when this run began, {version} now: what follows can differ in rounding")
 
 
 def change_recipe(folder: Path, recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import signal
 from dataclasses import dataclass
@@ -17,14 +18,15 @@ from transformers.integrations import get_available_reporting_integrations
 
 from scorefast import memory, report
 from scorefast.data import Dataset
+from scorefast.durable import damage
 from scorefast.kernels import resolve_impl
 from scorefast.metrics import Graded
 from scorefast.model import chat_format, load_policy, resolve_backend
 from scorefast.objective import is_on_policy
 from scorefast.prompts import ChatFormat
-from scorefast.recipe import Recipe, Stage1, Stage2, UserError
+from scorefast.recipe import Recipe, RunError, Stage1, Stage2, UserError
 from scorefast.reward import load_reward, try_reward
-from scorefast.runs import Checkpoint, find_last, metrics_until, step_of
+from scorefast.runs import Checkpoint, change_recipe, find_last, metrics_until, step_of
 from scorefast.schedule import micro_batch_size, samples_per_question, training_arguments
 from scorefast.trainer import ScoreTrainer
 from scorefast.untrusted import one_line, read_json, require_sound_folder
@@ -142,17 +144,7 @@ def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
     recipe, stage = job.recipe, getattr(job.recipe, job.section)
     train, validation = job.dataset.split("train", "training"), job.dataset.splits["validation"]
     validation = validation[: recipe.eval.max_questions]
-    last, passed_over = find_last(job.folder) if resume else (None, [])
-    for line in passed_over:
-        console.print(line, soft_wrap=True)
-    if passed_over and last is None:
-        console.print("no whole checkpoint is left: the run begins again")
-    if last is not None and step_of(last) > stage.max_steps:
-        raise UserError(f"{last}: the run is already past {job.section}.max_steps = {stage.max_steps}")
-    history = [] if last is None else require_resumable(last)
-    metrics, damaged = metrics_until(job.folder, step_of(last) if last else 0, history)
-    if damaged and last is not None:
-        console.print(f"{damaged}; written anew from {last}", soft_wrap=True)
+    last, metrics = find_resumable(job, console) if resume else (None, [])
     console.print(
         f"{job.section}: {recipe.model.name} on {resolve_backend(recipe.model)}, {resolve_loss(recipe)} loss, "
         f"{len(train)} training and {len(validation)} validation questions, {stage.max_steps} steps"
@@ -182,11 +174,18 @@ def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
         trainer.args.eval_on_start = bool(validation) and _validation_is_due(metrics, last, stage)
         with progress.bar:
             stop.begin(trainer.args.world_size)
+            if resume and trainer.is_world_process_zero():
+                change_recipe(job.folder, recipe)
             try:
                 trainer.train(resume_from_checkpoint=str(last) if last else None)
             except StepDropped:
                 trainer.save_where_it_stands()
                 raise Interrupted(stop.signum or signal.SIGINT) from None
+            except UserError as error:  # of the reward function, in the middle of a night
+                if trainer.state.global_step == (step_of(last) if last else 0) or trainer.args.world_size > 1:
+                    raise
+                trainer.save_where_it_stands()
+                raise RunError(f"{error}; {trainer.last_saved()}, go on from it with --resume") from None
         if stop.signum is not None and trainer.state.global_step < stage.max_steps:
             raise Interrupted(stop.signum)
         trainer.save_result()
@@ -200,6 +199,29 @@ def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
     return job.folder
 
 
+def find_resumable(job: StageRun, console: Console) -> tuple[Path | None, list[dict[str, Any]]]:
+    """(the checkpoint to resume from, the metrics up to it); says what is passed over or mended.
+
+    Raises UserError where the run cannot go on as asked; changes nothing.
+    """
+    most = getattr(job.recipe, job.section).max_steps
+    last, passed_over = find_last(job.folder)
+    for line in passed_over:
+        console.print(line, soft_wrap=True)
+    if last is None:
+        if damage(job.folder) is None:
+            raise UserError(f"{job.folder}: has finished, and has no checkpoint left to go on from; take another --out")
+        if passed_over:
+            console.print("no whole checkpoint is left: the run begins again")
+        return None, []
+    if step_of(last) > most:
+        raise UserError(f"{last}: the run is already past {job.section}.max_steps = {most}")
+    metrics, damaged = metrics_until(job.folder, step_of(last), require_resumable(last))
+    if damaged:
+        console.print(f"{damaged}; written anew from {last}", soft_wrap=True)
+    return last, metrics
+
+
 def require_resumable(last: Path) -> list[dict[str, Any]]:
     """What trainer_state.json has logged. Raises UserError where the checkpoint holds what is not to be loaded."""
     require_sound_folder(last)
@@ -207,6 +229,7 @@ def require_resumable(last: Path) -> list[dict[str, Any]]:
     state = read_json(path)
     try:
         TrainerState(**state)
+        operator.index(state["train_batch_size"])
         history = [{"step": line["step"], **line} for line in state["log_history"] if "train_runtime" not in line]
     except (TypeError, KeyError) as error:
         raise UserError(f"{path}: not a state of the Trainer: {one_line(error)}") from None
@@ -245,7 +268,7 @@ class StopOnSignal(TrainerCallback):
 
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._before.items():
-            signal.signal(signum, handler)
+            signal.signal(signum, handler or signal.SIG_DFL)  # None: it was not Python that had set it
 
     def begin(self, processes: int) -> None:
         self.training, self.alone = True, processes == 1
@@ -255,6 +278,8 @@ class StopOnSignal(TrainerCallback):
             raise StepDropped
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None and signum == getattr(signal, "SIGHUP", None):
+            return  # a closed terminal sends it more than once
         if self.signum is not None or not self.training:
             raise Interrupted(signum)
         self.signum = signum

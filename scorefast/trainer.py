@@ -187,7 +187,7 @@ class ScoreTrainer(Trainer):
                 if not should_reduce_batch_size(error):
                     raise
                 if self.prompts_at_once == 1:
-                    raise RunError(f"out of memory: {str(error).splitlines()[0]}; {self._last()}") from None
+                    raise RunError(f"out of memory: {str(error).splitlines()[0]}; {self.last_saved()}") from None
             self.prompts_at_once //= 2
             clear_device_cache(garbage_collection=True)
             self.note(f"out of memory while sampling: from here on {self.prompts_at_once} prompts at once")
@@ -261,7 +261,7 @@ class ScoreTrainer(Trainer):
                 if not should_reduce_batch_size(error):
                     raise
                 if self.rows_at_once == 1 or self.args.world_size > 1:
-                    raise RunError(f"out of memory: {str(error).splitlines()[0]}; {self._last()}") from None
+                    raise RunError(f"out of memory: {str(error).splitlines()[0]}; {self.last_saved()}") from None
             self.rows_at_once = (self.rows_at_once + 1) // 2
             model.zero_grad()
             clear_device_cache(garbage_collection=True)
@@ -317,7 +317,7 @@ class ScoreTrainer(Trainer):
         if (lost := monitor.skipped_in_a_row(history)) >= MOST_SKIPPED:
             raise RunError(
                 f"{lost} steps in a row came to nothing ({self.step.problem}); stopped after step "
-                f"{self.state.global_step}, {self._last()}; begin again from there with a lower "
+                f"{self.state.global_step}, {self.last_saved()}; begin again from there with a lower "
                 f"{self.section}.learning_rate"
             )
 
@@ -381,7 +381,7 @@ class ScoreTrainer(Trainer):
 
     def _require_finite_weights(self) -> None:
         if not all(bool(p.isfinite().all()) for p in self.policy.model.parameters() if p.requires_grad):
-            raise RunError(f"a weight is not finite after step {self.state.global_step}; {self._last()}")
+            raise RunError(f"a weight is not finite after step {self.state.global_step}; {self.last_saved()}")
 
     def save_where_it_stands(self) -> None:
         """After a step that was dropped: the run as its last finished step left it."""
@@ -399,14 +399,16 @@ class ScoreTrainer(Trainer):
             with written_whole(self.run, self.run / WORK) as folder:
                 self._save(str(folder))
         except WRITE_ERRORS as error:
-            raise RunError(f"{self.run}: trained, but not saved: {_reason(error, self.run)}; {self._last()}") from None
+            raise RunError(
+                f"{self.run}: trained, but not saved: {_reason(error, self.run)}; {self.last_saved()}"
+            ) from None
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         save_policy(self.policy, folder)
         write_file(folder / RECIPE, dump_recipe(self.recipe))
 
-    def _last(self) -> str:
+    def last_saved(self) -> str:
         if not self.run.is_dir():
             return "the folder is gone: put it back, and give the same command with --resume"
         last, _ = find_last(self.run)
@@ -504,8 +506,10 @@ class LogFile(TrainerCallback):
             write_file(self.run / METRICS, "".join(metrics_line(m) for m in self.lines))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero and logs and "train_runtime" not in logs:
-            self.lines.append({"step": state.global_step, **logs})
+        if not logs or "train_runtime" in logs:
+            return
+        self.lines.append({"step": state.global_step, **logs})  # in every process: signs are looked for in them
+        if state.is_world_process_zero:
             waited = bool(self.waiting)
             self.waiting += metrics_line(self.lines[-1])
             try:

@@ -178,8 +178,8 @@ def _bounded_memory(memory: int) -> Iterator[None]:
 
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     before, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if before == resource.RLIM_INFINITY:
-        resource.setrlimit(resource.RLIMIT_AS, (taken + memory, hard))
+    wanted = taken + memory
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if before == resource.RLIM_INFINITY else min(before, wanted), hard))
     try:
         yield
     finally:
@@ -283,10 +283,12 @@ LORA: dict[str, Callable[[Any], bool]] = {
     "fan_in_fan_out": lambda v: isinstance(v, bool),
     "task_type": lambda v: v == "CAUSAL_LM",
 }
-HARMLESS = {"bias": "none", "init_lora_weights": True}
+BY_LAYER = ("exclude_modules", "layers_to_transform", "layers_pattern")  # the weights tell which modules are meant
+HARMLESS: dict[str, list[Any]] = {"bias": ["none"], "init_lora_weights": [True, "gaussian", "orthogonal"]}
 OF_NO_ACCOUNT = {
     *("peft_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"),
     *("megatron_core", "qalora_group_size", "runtime_config"),
+    *BY_LAYER,
 }
 
 
@@ -307,21 +309,21 @@ def plain_lora(folder: Path) -> dict[str, Any]:
             if not LORA[key](value):
                 raise UserError(f"{path}: {key} is {shortened(repr(value), 100)}, which is not supported")
             heeded[key] = value
-        elif key not in OF_NO_ACCOUNT and value and value != HARMLESS.get(key):
-            raise UserError(
-                f"{path}: {shortened(key, 50)} is set, which is not supported; remove that key if the "
-                f"adapter does without"
-            )
+        elif key not in OF_NO_ACCOUNT and value and value not in HARMLESS.get(key, []):
+            raise UserError(f"{path}: {shortened(key, 50)} is set, which is not supported")
     if {"r", "lora_alpha", "target_modules"} - heeded.keys():
         raise UserError(f"{path}: expected r, lora_alpha and target_modules")
     if weights.is_file():
         shapes = _shapes(weights)
-        largest = max((shape[0] for name, shape in shapes.items() if ".lora_A." in name), default=0)
-        if max(heeded["r"], *heeded.get("rank_pattern", {}).values(), 0) > largest:
+        modules = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in shapes}
+        if shared := sorted(m for m in modules if m.rpartition(".")[2] in ("lm_head", "embed_tokens")):
+            raise UserError(f"{weights}: adapts {shared[0]}, which the trained and the original model share here")
+        largest = max((n for shape in shapes.values() for n in shape), default=0)
+        if max([heeded["r"], *heeded.get("rank_pattern", {}).values()]) > largest:
             raise UserError(f"{path}: r or rank_pattern is larger than any matrix of {weights.name}")
-        if isinstance(heeded["target_modules"], str) and heeded["target_modules"] != "all-linear":
-            named = (name.removeprefix("base_model.model.").partition(".lora_") for name in shapes)
-            heeded["target_modules"] = sorted({module for module, lora, _ in named if lora})
+        pattern = isinstance(heeded["target_modules"], str) and heeded["target_modules"] != "all-linear"
+        if pattern or any(config.get(key) for key in BY_LAYER):
+            heeded["target_modules"] = sorted(modules)
     return heeded
 
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scorefast.data import SPLITS, file_sha256, load_dataset, read_questions
+from scorefast.data import SPLITS, load_dataset, read_questions
+from scorefast.durable import file_sha256
 from scorefast.metrics import wilson
 from scorefast.prepare import prepare
 from scorefast.recipe import Data, UserError, load_recipe
@@ -54,6 +55,7 @@ def test_a_prepared_folder_reads_back_the_same(tmp_path):
         {"sha256": None},
         {"dropped": [1]},
         {"rows_read": "many"},
+        {"rows_read": float("inf")},
         {"read_as": 3},
     ],
 )

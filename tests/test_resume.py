@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
@@ -201,6 +202,54 @@ def test_a_checkpoint_that_is_not_the_step_it_says_is_refused(finished, state, m
     assert message in refusal(resume(finished, *LONGER))
 
 
+def test_a_folder_of_the_users_own_is_not_taken_for_one_that_a_kill_left(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text("seed: 1  # mine\n")
+    assert "no run to resume here" in refusal(resume(folder))
+    assert (folder / "recipe.yaml").read_text() == "seed: 1  # mine\n"
+
+
+def test_what_is_refused_changes_nothing(finished):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    for extra in ([], ["--dry-run"]):
+        said = refusal(resume(finished, "--set", "stage1.max_steps=1", *extra))
+        assert said.endswith("checkpoint-2: the run is already past stage1.max_steps = 1")
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_again(finished):
+    shutil.rmtree(finished / "checkpoint-2")
+    assert (
+        refusal(resume(finished))
+        == "scorefast: run: has finished, and has no checkpoint left to go on from; take another --out"
+    )
+    assert damage(finished) is None
+
+
+def test_a_reward_function_that_fails_in_the_night_costs_no_step(tmp_path):
+    """Whatever it raises: what is trained is saved, and resumed once the function is mended."""
+    judge = tmp_path / "judge.py"
+    judge.write_text(
+        "import pathlib\n"
+        "def reward(completions, **_):\n"
+        "    log = pathlib.Path('run/metrics.jsonl')\n"
+        "    if log.exists() and log.read_text().count('loss') >= 2 and not pathlib.Path('mended').exists():\n"
+        "        raise ConnectionError('the judge is down')\n"
+        "    return [1.0 * len(c) for c in completions]\n"
+    )
+    command = ["stage1", "--data", SHIPPED, *QUICK, "--reward", "judge:reward", "--out", "run"]
+    longer = ["--set", "stage1.max_steps=4"]
+    done = scorefast_here(*command, *longer, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "the judge is down" in done.stderr
+    assert done.stderr.endswith("the last checkpoint is run/checkpoint-2, go on from it with --resume\n")
+    (tmp_path / "mended").touch()
+    done = scorefast_here(*command, *longer, "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [m["step"] for m in read_metrics(tmp_path / "run") if "loss" in m] == [1, 2, 3, 4]
+
+
 def test_what_a_run_stands_on_must_not_change(trained, tmp_path):
     """Its base model, where it came from, its data: by content, not by name."""
     base, start = tmp_path / "base", tmp_path / "start"
@@ -219,6 +268,10 @@ def test_what_a_run_stands_on_must_not_change(trained, tmp_path):
         assert said == f"scorefast: run: {message}; or start another run in a new --out"
 
     says("it is a run of stage1, not of stage2", "stage2", *second[1:])
+    (tmp_path / "start").rename(tmp_path / "elsewhere")  # the same by content
+    moved = [word.replace("start", "elsewhere") for word in second]
+    assert scorefast_here(*moved, "--resume", "--dry-run", cwd=tmp_path).returncode == 0
+    (tmp_path / "elsewhere").rename(tmp_path / "start")
     says(f"it began from {start}, not from the base model", *second[:3], *second[5:])
     with data.open("a") as file:
         file.write("1 + 1 = ?,2,2\n")
@@ -234,16 +287,31 @@ def test_what_a_run_stands_on_must_not_change(trained, tmp_path):
 
 def test_a_run_of_other_versions_goes_on_and_says_so(finished):
     facts = json.loads((finished / "run.json").read_text())
-    (finished / "run.json").write_text(json.dumps(facts | {"versions": facts["versions"] | {"torch": "1.0"}}))
-    done = resume(finished, "--dry-run")
-    assert done.returncode == 0
-    assert "torch: 1.0 when this run began, " in done.stderr
+    for versions, said in ((facts["versions"] | {"torch": "1.0"}, True), ([1], False), (None, False), ("abc", False)):
+        (finished / "run.json").write_text(json.dumps(facts | {"versions": versions}))
+        done = resume(finished, "--dry-run")
+        assert done.returncode == 0
+        assert ("torch: 1.0 when this run began, " in done.stderr) is said
 
 
 def test_nobody_has_to_hear_what_a_run_says(tmp_path):
-    """Its log on a full disk, its terminal closed: it trains on."""
-    command = [sys.executable, "-m", "scorefast", "stage1", "--data", str(SHIPPED), *QUICK, "--out", "run"]
-    with open("/dev/full", "w") as full:
-        done = subprocess.run([*command, "--set", "stage1.max_steps=1"], cwd=tmp_path, stderr=full, check=False)
-    assert done.returncode == 0
-    assert find_last(tmp_path / "run")[0]
+    """Its log on a full disk, its stderr closed: it trains on."""
+    command = [
+        sys.executable,
+        "-m",
+        "scorefast",
+        "stage1",
+        "--data",
+        str(SHIPPED),
+        *QUICK,
+        "--set",
+        "stage1.max_steps=1",
+    ]
+    for number, stderr in enumerate(("2>/dev/full", "2>&-")):
+        done = subprocess.run(
+            f"{shlex.join(command)} --out run{number} {stderr}", shell=True, cwd=tmp_path, check=False
+        )
+        assert done.returncode == 0
+        assert find_last(tmp_path / f"run{number}")[0]
+    refused = subprocess.run(f"{shlex.join(command)} --data nowhere 2>/dev/full", shell=True, cwd=tmp_path, check=False)
+    assert refused.returncode == 2

@@ -12,6 +12,7 @@ from tests.conftest import REPOSITORY
 # Each module may import those before it (and kernels) only.
 ORDER = [
     "untrusted",
+    "durable",
     "prompts",
     "recipe",
     "sources",
@@ -24,7 +25,6 @@ ORDER = [
     "reward",
     "metrics",
     "monitor",
-    "durable",
     "runs",
 ]
 ORDER += ["settings", "report", "prepare", "kernels", "objective", "rollout", "model", "memory"]

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from scorefast import prompts
 from scorefast.durable import seal
 from scorefast.model import load_config, load_policy, save_policy
 from scorefast.recipe import EMBEDDED_MODELS, UserError, dump_recipe, load_recipe
@@ -129,6 +130,12 @@ def test_tensors_that_the_model_does_not_know_are_counted(adapter, model, recipe
     assert "2 tensors are not known to the model, the first is stranger.0.weight" in refused_model(model)
 
 
+def test_an_adapter_of_the_shared_head_is_refused(adapter, recipe):
+    head = {"base_model.model.lm_head.lora_A.weight": torch.ones(4, 64)}
+    change_tensors(adapter / "adapter_model.safetensors", lambda tensors: tensors | head)
+    assert "adapts lm_head, which the trained and the original model share" in refused_adapter(adapter, recipe)
+
+
 def test_an_adapter_of_another_base_is_refused(adapter, model):
     wide = load_config(str(model))
     wide.intermediate_size = 128
@@ -150,7 +157,6 @@ def test_an_adapter_of_another_base_is_refused(adapter, model):
         ({"rank_pattern": {"q_proj": 10**9}}, "r or rank_pattern is larger than any matrix"),
         ({"rank_pattern": {ENDLESS: 8}}, "rank_pattern is"),
         ({"alpha_pattern": {ENDLESS: 8}}, "alpha_pattern is"),
-        ({"exclude_modules": ENDLESS}, "exclude_modules is set"),
         ({"layer_replication": [[0, 3]] * 20_000}, "layer_replication is set"),
         ({"init_lora_weights": "pissa_niter_999999999"}, "init_lora_weights is set"),
         ({"bias": "all"}, "bias is set"),
@@ -173,10 +179,20 @@ def test_an_adapters_hostile_settings_are_one_line(adapter, recipe, changes, mes
     assert message in refused_adapter(adapter, recipe)
 
 
-@pytest.mark.parametrize("pattern", [ENDLESS, r".*\.(q_proj|v_proj)"])
-def test_a_pattern_for_modules_is_not_run_the_weights_name_them(adapter, recipe, pattern):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": ENDLESS},
+        {"target_modules": r".*\.(q_proj|v_proj)"},
+        {"exclude_modules": ENDLESS},
+        {"layers_to_transform": [0, 1, 2], "layers_pattern": ENDLESS},
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": False},
+    ],
+)
+def test_a_pattern_for_modules_is_not_run_the_weights_name_them(adapter, recipe, changes):
     expected = load_policy(recipe, open_checkpoint(str(adapter))).model.state_dict()
-    rewrite(adapter / "adapter_config.json", target_modules=pattern)
+    rewrite(adapter / "adapter_config.json", **changes)
     found = load_policy(recipe, open_checkpoint(str(adapter))).model.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -315,15 +331,16 @@ def test_a_model_folder_that_leads_to_another_model_is_refused(adapter, model):
         ("{% for", "chat template"),
         ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "chat template"),
         ("{{ messages.append(1) }}", "chat template"),
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "more than 10 seconds"),
-        ("{{ 9 ** (9 ** 9) }}", "more than 10 seconds"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "more than 1 seconds"),
+        ("{{ 9 ** (9 ** 9) }}", "more than 1 seconds"),
         ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "recursion"),
         pytest.param("{{ 'a' * 10 ** 10 }}", "MemoryError", marks=ON_LINUX),
         pytest.param("{{ '%9999999999d' % 1 }}", "MemoryError", marks=ON_LINUX),
     ],
 )
 @pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json"])
-def test_a_hostile_template_is_one_line(model, template, message, place):
+def test_a_hostile_template_is_one_line(model, template, message, place, monkeypatch):
+    monkeypatch.setattr(prompts, "TEMPLATE_WORK", (1.0, 2**28))
     if place == "chat_template.jinja":
         (model / place).write_text(template)
     else:
