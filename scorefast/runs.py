@@ -204,7 +204,8 @@ def require_same_beginning(
         if key in differ:
             raise UserError(f"{folder}: {wanted[key]}; or start another run in a new --out")
     before = began.get("versions")
-    for name, version in facts.get("versions", {}).items() if isinstance(before, dict) else ():
+    before = before if isinstance(before, dict) else facts.get("versions", {})
+    for name, version in facts.get("versions", {}).items():
         if version != before.get(name):
             note(f"{name}: {before.get(name)} when this run began, {version} now: what follows can differ in rounding")
 

@@ -193,7 +193,8 @@ class Evil:
         ("[]", "expected a JSON object"),
         ("{}", "not a state of the Trainer"),
         ('{"unheard_of": 1}', "not a state of the Trainer"),
-        ('{"global_step": 1, "log_history": []}', "is of step 1; its folder has been renamed"),
+        ('{"global_step": 2, "log_history": [], "train_batch_size": "x"}', "not a state of the Trainer"),
+        ('{"global_step": 1, "log_history": [], "train_batch_size": 8}', "is of step 1; its folder has been renamed"),
     ],
 )
 def test_a_checkpoint_that_is_not_the_step_it_says_is_refused(finished, state, message):
