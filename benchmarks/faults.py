@@ -347,14 +347,15 @@ def run(kills: int, signals: int, seed: int) -> None:
             outcomes.append(suffer(fault, work, number, seed, list(KINDS)[number % len(KINDS)]))
             print(outcomes[-1], flush=True)
     lost = [o for o in outcomes if not o.equal]
-    RESULTS.write_text(report(outcomes, seed), encoding="utf-8")
+    given = f"--kills {kills} --signals {signals} --seed {seed}"
+    RESULTS.write_text(report(outcomes, given), encoding="utf-8")
     print(f"{len(outcomes) - len(lost)} of {len(outcomes)} ended as the unbroken run; {RESULTS}")
     if lost:
         sys.exit(f"lost: {lost}; their folders are in {work}")
     shutil.rmtree(work)
 
 
-def report(outcomes: list[Outcome], seed: int) -> str:
+def report(outcomes: list[Outcome], given: str) -> str:
     import platform
 
     import torch
@@ -373,7 +374,7 @@ def report(outcomes: list[Outcome], seed: int) -> str:
     kinds = ", ".join(f"{kind} {sum(o.kind == kind for o in outcomes)}" for kind in KINDS)
     return f"""# Faults
 
-`python benchmarks/faults.py run`, seed {seed}: runs of {STEPS} optimizer steps on the embedded model, a checkpoint
+`python benchmarks/faults.py run {given}`: runs of {STEPS} optimizer steps on the embedded model, a checkpoint
 every second step, struck as below and then given the same command again (with `--resume`) until they end. By kind of
 run: {kinds}; that is Stage I, Stage II from its result (cosine rate, warm-up), Stage I supervised
 (linear rate) and Stage I of all weights (normalised by token). Equal: the trained weights are the same bytes as those
