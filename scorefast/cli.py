@@ -467,13 +467,14 @@ def _console(quiet: bool) -> Console:
 
 
 def _say_what_was_read(console: Console, dataset: Any, settings: Recipe) -> None:
-    from scorefast.reward import check_references, chosen_grader
+    from scorefast.reward import check_references, chosen_grader, require_references
 
     for reason, count in dataset.dropped.items():
         first = next((row for row in dataset.dropped_rows if row.kind == reason), None)
         where = f" (first: {first.file}:{first.line})" if first and first.line else ""
         console.print(f"left out, {reason}: {count}{where}", soft_wrap=True)
     everything = [e for examples in dataset.splits.values() for e in examples]
+    require_references(everything, settings.reward.grader)
     for line in check_references(everything, settings.reward.grader):
         console.print(line, soft_wrap=True)
     if settings.reward.grader == "auto":

@@ -13,7 +13,7 @@ from typing import Any
 from scorefast.data import Example
 from scorefast.grading import Grade, auto_grader, grade, unusable_reference
 from scorefast.recipe import GraderName, OriginReward, UserError
-from scorefast.untrusted import one_line
+from scorefast.untrusted import shortened
 
 # TRL's signature: completions (and prompts) as lists of chat messages, every column as a keyword list; one float each.
 RewardFunction = Callable[..., Sequence[float]]
@@ -26,17 +26,18 @@ def chosen_grader(example: Example, grader: GraderName) -> GraderName:
 
 
 def check_references(examples: Iterable[Example], grader: GraderName) -> list[str]:
-    """One line for each reason why no reply can be right by some rows' reference and grader.
-
-    Raises UserError where that goes for every row.
-    """
+    """One line for each reason why no reply can be right by some rows' reference and grader."""
     rows = list(examples)
     reasons = Counter(unusable_reference(e.correct_answer, e.grader or grader) for e in rows)
-    usable = reasons.pop(None, 0)
-    if reasons and not usable:
-        reason, n = reasons.most_common(1)[0]
-        raise UserError(f"no reply can ever be graded right, by any of {len(rows)} rows; in {n} of them: {reason}")
+    reasons.pop(None, None)
     return [f"{n} of {len(rows)} rows can never be graded right: {reason}" for reason, n in reasons.items()]
+
+
+def require_references(examples: Iterable[Example], grader: GraderName) -> None:
+    """Raises UserError where no reply can be right by any row."""
+    reasons = [unusable_reference(e.correct_answer, e.grader or grader) for e in examples]
+    if reasons and None not in reasons:
+        raise UserError(f"no reply can ever be graded right, by any of {len(reasons)} rows: {reasons[0]}")
 
 
 def grade_example(reply: str, example: Example, grader: GraderName) -> Grade:
@@ -64,7 +65,7 @@ def load_reward(name: str) -> RewardFunction:
     except (ImportError, AttributeError) as error:
         raise UserError(f"reward.function {name!r}: {error}") from None
     except Exception as error:  # the module is the user's: it can fail in any way
-        raise UserError(f"reward.function {name!r}: {module} fails when imported: {one_line(error)}") from None
+        raise UserError(f"reward.function {name!r}: {module} fails when imported: {_with_type(error)}") from None
     if not callable(found):
         raise UserError(f"reward.function {name!r}: is not a function")
     return found
@@ -84,8 +85,8 @@ def rewards_of(
             try:
                 _called(function, [example], [prompt], [reply])
             except (Exception, SystemExit) as alone:
-                raise UserError(f"reward function: row {_row(example)}: {one_line(alone)}") from alone
-        raise UserError(f"reward function: {one_line(error)} (on {len(replies)} rows at once)") from error
+                raise UserError(f"reward function: row {_row(example)}: {_with_type(alone)}") from alone
+        raise UserError(f"reward function: {_with_type(error)} (on {len(replies)} rows at once)") from error
 
 
 def try_reward(function: RewardFunction, examples: Sequence[Example], correction: str) -> None:
@@ -148,3 +149,7 @@ def origin_shaped(first: Grade, second: Grade, values: OriginReward) -> float:
     if first.correct or second.score < first.score:
         return values.worse
     return values.partial if second.score > first.score else values.unchanged
+
+
+def _with_type(error: BaseException) -> str:
+    return f"{type(error).__name__}: {shortened(str(error))}"

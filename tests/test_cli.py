@@ -226,6 +226,13 @@ def test_a_run_with_other_splits_is_not_evaluated_as_if_it_were_held_out(trained
         assert "its run had data.test_fraction = 0.4, the recipe in force says 0.5" in done.stderr
 
 
+def test_data_of_which_no_row_can_be_graded_right_is_refused(tmp_path):
+    (tmp_path / "d.csv").write_text("question,correct_answer\n1 + 1?,plum\n2 + 2?,apple\n")
+    done = scorefast_here("eval", "base", "--data", "d.csv", "--grader", "numeric", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no reply can ever be graded right, by any of 2 rows: correct_answer holds no number" in done.stderr
+
+
 def test_resume_with_other_data_is_refused(trained, tmp_path):
     done = scorefast_here("stage1", "--data", SHIPPED, "--out", "runs/stage1", "--resume", cwd=trained)
     assert done.returncode == 2
