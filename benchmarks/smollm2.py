@@ -513,7 +513,7 @@ turn. Greedy, per cent [95 % interval]:
 
 <results>
 
-Training, as sampled at temperature 0.7 (16 trajectories a step; the logged half of them), replies of up to 24 tokens,
+Training, as sampled at temperature 0.7 (16 trajectories a step), replies of up to 24 tokens,
 learning rate 1e-3 (Stage II 5e-4), LoRA of rank 16 on q, v and o:
 
 <steps>
@@ -530,9 +530,9 @@ shows that it reads the first.
 **The on-policy stages teach it too, from the reward alone.** No target says how to correct. Stage I (60 steps of 16
 trajectories) leaves the first attempt where it was, under the KL on it, and its second attempt works the sum out in
 200 of 200 cases ("The correct solution would be 10 + 21 = 31."): a form that no script wrote and that the base never
-uses at either turn. It is right after 112 of 158 wrong first attempts and after all 42 right ones. Sampled, little
-moves for 30 steps (last columns: the turn is a chance find that the reward then keeps); 14 steps, which this page once
-showed, left every figure where it was. Stage II (30 steps from there) raises *both* turns, as in the paper: the first
+uses at either turn. It is right after 112 of 158 wrong first attempts and after all 42 right ones. A second
+seed finds a shorter form ("10 + 21 = 31"), 24.5 to 70.5 %. Little moves in the first 30 steps, and 14, which this page
+once showed, left every figure where it was. Stage II (30 steps from there) raises *both* turns, as in the paper: the first
 attempt to 72 %, because it takes over the worked form (193 of 200), and the second to 80.5 %, still better than the
 first: delta +8.5 [+3.0, +13.5]. Here, too, nothing shows that the second attempt reads the first: working the sum out
 anew is enough.
@@ -574,7 +574,8 @@ stopped for want of time.
 
 ## What is doubtful
 
-- 60 and 30 steps of 16 trajectories are few (the paper: 3,000 of 512)<seeds>. KL at turn 2 reaches 6 to 8 nats a
+- 60 and 30 steps of 16 trajectories are few (the paper: 3,000 of 512); Stage I was run with two seeds, Stage II
+  with one. KL at turn 2 reaches 6 to 8 nats a
   reply: the second attempt is far from the original model, as it must be to say something the base never says.
 - In training a reply had 24 tokens, which cuts off many samples (not greedy replies) and is a reward for being short.
 - The supervised run was added when Stage I's samples showed no progress, and its worked targets were chosen after the
