@@ -518,7 +518,8 @@ learning rate 1e-3 (Stage II 5e-4), LoRA of rank 16 on q, v and o:
 
 <steps>
 
-(The supervised run: 12 steps of 8 trajectories, 40 s a step, cross-entropy and KL as in the recipe.)
+(The supervised run: 12 steps of 8 trajectories, 40 s a step, cross-entropy and KL as in the recipe. Seed 1's run was
+halted for a while, which its seconds count.)
 
 **Supervised Stage I teaches correction here.** After 12 steps on 96 training questions, each seen once, the second
 attempt at questions it has not seen works the sum out ("10 + 21 = 31. The answer is 31.") in 200 of 200 cases and is
@@ -530,12 +531,12 @@ shows that it reads the first.
 **The on-policy stages teach it too, from the reward alone.** No target says how to correct. Stage I (60 steps of 16
 trajectories) leaves the first attempt where it was, under the KL on it, and its second attempt works the sum out in
 200 of 200 cases ("The correct solution would be 10 + 21 = 31."): a form that no script wrote and that the base never
-uses at either turn. It is right after 112 of 158 wrong first attempts and after all 42 right ones. A second
-seed finds a shorter form ("10 + 21 = 31"), 24.5 to 70.5 %. Little moves in the first 30 steps, and 14, which this page
-once showed, left every figure where it was. Stage II (30 steps from there) raises *both* turns, as in the paper: the first
-attempt to 72 %, because it takes over the worked form (193 of 200), and the second to 80.5 %, still better than the
-first: delta +8.5 [+3.0, +13.5]. Here, too, nothing shows that the second attempt reads the first: working the sum out
-anew is enough.
+uses at either turn. It is right after 112 of 158 wrong first attempts and after all 42 right ones. A second seed
+finds a shorter form ("10 + 21 = 31"), 24.5 to 70.5 %. Little moves in the first 30 steps, and 14, which this page
+once showed, left every figure where it was. Stage II (30 steps from there) raises *both* turns, as in the paper: the
+first attempt to 72 %, because it takes over the worked form (193 of 200), and the second to 80.5 %, still better than
+the first: delta +8.5 [+3.0, +13.5]. Here, too, nothing shows that the second attempt reads the first: working the sum
+out anew is enough.
 
 The first <shown-sums> questions of the test split, in the file's order (a rule fixed before the first evaluation):
 
