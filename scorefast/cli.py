@@ -21,7 +21,7 @@ from rich.console import Console
 
 from scorefast import __version__
 from scorefast.recipe import GraderName, Recipe, RunError, UserError, dump_recipe, model_path
-from scorefast.settings import chosen_recipe, data_flags, grader_name
+from scorefast.settings import chosen_recipe, data_flags, grader_name, resumed_recipe
 
 app = typer.Typer(
     help="Teach a language model to correct itself (SCoRe, arXiv 2409.12917), on one consumer GPU or none.",
@@ -66,7 +66,7 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr bu
 
 
 def main() -> NoReturn:
-    """Exit codes: 0 done, 1 failure, 2 bad usage or input, 130 / 143 interrupted (SIGINT / SIGTERM)."""
+    """Exit codes: 0 done, 1 failure, 2 bad usage or input, 130 / 143 / 129 interrupted (SIGINT, SIGTERM, SIGHUP)."""
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (2>&-: there is none)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # before the libraries are imported that read them
@@ -255,7 +255,6 @@ def _stage(
 ) -> None:
     from scorefast import runs
     from scorefast.data import content_sha256, load_dataset
-    from scorefast.settings import resumed_recipe
 
     console, first = _console(quiet), _rank() == 0
     note = partial(console.print, soft_wrap=True)
@@ -467,15 +466,14 @@ def _console(quiet: bool) -> Console:
 
 
 def _say_what_was_read(console: Console, dataset: Any, settings: Recipe) -> None:
-    from scorefast.reward import check_references, chosen_grader, require_references
+    from scorefast.reward import check_references, chosen_grader
 
     for reason, count in dataset.dropped.items():
         first = next((row for row in dataset.dropped_rows if row.kind == reason), None)
         where = f" (first: {first.file}:{first.line})" if first and first.line else ""
         console.print(f"left out, {reason}: {count}{where}", soft_wrap=True)
     everything = [e for examples in dataset.splits.values() for e in examples]
-    require_references(everything, settings.reward.grader)
-    for line in check_references(everything, settings.reward.grader):
+    for line in check_references(everything, settings.reward.grader, some=True):
         console.print(line, soft_wrap=True)
     if settings.reward.grader == "auto":
         chosen = Counter(chosen_grader(e, "auto") for e in everything)

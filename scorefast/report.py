@@ -71,11 +71,9 @@ class InertConsole(Console):
 def json_line(content: Any) -> str:
     """JSON on one line, safe on a terminal: what `printable` makes visible stands as \\uXXXX, which reads the same."""
     text = json.dumps(content, ensure_ascii=False)
-    return (
-        text
-        if text.isprintable()
-        else "".join(c if unicodedata.category(c) not in HIDDEN else json.dumps(c)[1:-1] for c in text)
-    )
+    if text.isprintable():
+        return text
+    return "".join(json.dumps(c)[1:-1] if unicodedata.category(c) in HIDDEN else c for c in text)
 
 
 def _percent(value: float, interval: Interval, sign: bool = False) -> str:

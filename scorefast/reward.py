@@ -25,19 +25,17 @@ def chosen_grader(example: Example, grader: GraderName) -> GraderName:
     return auto_grader(example.correct_answer) if own == "auto" else own
 
 
-def check_references(examples: Iterable[Example], grader: GraderName) -> list[str]:
-    """One line for each reason why no reply can be right by some rows' reference and grader."""
+def check_references(examples: Iterable[Example], grader: GraderName, *, some: bool = False) -> list[str]:
+    """One line for each reason why no reply can be right by some rows' reference and grader.
+
+    Raises UserError where that is so for every row and `some` have to be usable.
+    """
     rows = list(examples)
     reasons = Counter(unusable_reference(e.correct_answer, e.grader or grader) for e in rows)
-    reasons.pop(None, None)
+    usable = reasons.pop(None, 0)
+    if some and reasons and not usable:
+        raise UserError(f"no reply can ever be graded right, by any of {len(rows)} rows: {next(iter(reasons))}")
     return [f"{n} of {len(rows)} rows can never be graded right: {reason}" for reason, n in reasons.items()]
-
-
-def require_references(examples: Iterable[Example], grader: GraderName) -> None:
-    """Raises UserError where no reply can be right by any row."""
-    reasons = [unusable_reference(e.correct_answer, e.grader or grader) for e in examples]
-    if reasons and None not in reasons:
-        raise UserError(f"no reply can ever be graded right, by any of {len(reasons)} rows: {reasons[0]}")
 
 
 def grade_example(reply: str, example: Example, grader: GraderName) -> Grade:
@@ -137,6 +135,10 @@ def _row(example: Example) -> str:
     return f"{example.id} ({example.question[:60]!r})"
 
 
+def _with_type(error: BaseException) -> str:
+    return f"{type(error).__name__}: {shortened(str(error))}"
+
+
 def paper_shaped(r1: float, r2: float, alpha: float) -> float:
     """r2 + alpha * (r2 - r1): the second attempt's reward in Stage II (arXiv 2409.12917, section 5.2)."""
     return r2 + alpha * (r2 - r1)
@@ -149,7 +151,3 @@ def origin_shaped(first: Grade, second: Grade, values: OriginReward) -> float:
     if first.correct or second.score < first.score:
         return values.worse
     return values.partial if second.score > first.score else values.unchanged
-
-
-def _with_type(error: BaseException) -> str:
-    return f"{type(error).__name__}: {shortened(str(error))}"

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from scorefast import __version__
-from scorefast.durable import SEAL, damage, fingerprint, remove_folder, write_file
+from scorefast.durable import SEAL, damage, file_sha256, fingerprint, remove_folder, write_file
 from scorefast.recipe import Recipe, UserError, dump_recipe, flat, load_recipe, model_path
 from scorefast.untrusted import read_json, require_sound_folder
 
@@ -172,7 +172,12 @@ def abandon_run(folder: Path) -> None:
 
 
 def what_it_starts_from(start: Checkpoint | None) -> dict[str, Any]:
-    return {"from": str(start.path.resolve()), "from_sha256": fingerprint(start.path)} if start else {"from": None}
+    """The checkpoint's place and content: that of its seal, which has just been checked, where it has one."""
+    if start is None:
+        return {"from": None}
+    sealed = start.path / SEAL
+    content = file_sha256(sealed) if sealed.is_file() else fingerprint(start.path)
+    return {"from": str(start.path.resolve()), "from_sha256": content}
 
 
 def what_it_stands_on(recipe: Recipe) -> dict[str, Any]:
@@ -204,7 +209,8 @@ def require_same_beginning(
         if key in differ:
             raise UserError(f"{folder}: {wanted[key]}; or start another run in a new --out")
     before = began.get("versions")
-    before = before if isinstance(before, dict) else facts.get("versions", {})
+    if not isinstance(before, dict):  # begun before they were noted
+        return
     for name, version in facts.get("versions", {}).items():
         if version != before.get(name):
             note(f"{name}: {before.get(name)} when this run began, {version} now: what follows can differ in rounding")

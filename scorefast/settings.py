@@ -4,7 +4,6 @@ it; and what a folder of somebody else's may not choose. Imports no torch."""
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -71,7 +70,8 @@ def _require_named_by_the_user(folder: Path, inherited: Recipe, overrides: list[
 def _with_its_model(recipe: Recipe) -> Recipe:
     """Raises UserError where model.name is the path of a folder that is not there; other names are asked of the hub."""
     path = model_path(recipe.model.name)
-    if (path[:1] in "/.~" or path.count("/") > 1 or (os.sep != "/" and os.sep in path)) and not Path(path).is_dir():
+    is_path = path.startswith((".", "~")) or path.count("/") > 1 or Path(path).is_absolute()
+    if is_path and not Path(path).is_dir():
         raise UserError(f"model.name: {path}: no such folder")
     return recipe
 

@@ -429,7 +429,8 @@ class ScoreTrainer(Trainer):
 
 @contextmanager
 def _resuming(checkpoint: str | None) -> Iterator[None]:
-    """Files that were sealed anew can hold anything: a pickle is not run (weights_only), and named as what it is."""
+    """What fails inside becomes one line: a checkpoint that was sealed anew can hold anything. (No pickle in it is run:
+    it is read with weights_only.)"""
     try:
         yield
     except Exception as error:
