@@ -42,7 +42,19 @@ GROWTH_MIB = 512  # that a target's inputs may add to the process's most memory
 ROUND = 500  # inputs
 KINDS = (".csv", ".tsv", ".jsonl", ".json", ".csv.gz", ".jsonl.gz")
 GRADERS = ("numeric", "exact", "choice", "contains")
-FILES = ("adapter_model.safetensors", "adapter_config.json", "recipe.yaml")
+# What is damaged in the folders that somebody else may have made; the first takes what is no list of damages.
+FILES = {
+    "checkpoint": ("adapter_config.json", "adapter_model.safetensors", "recipe.yaml"),
+    "model": (
+        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+        "generation_config.json",
+    ),
+    "run": (
+        *("checkpoint-1/trainer_state.json", "checkpoint-1/checkpoint.json", "checkpoint-1/optimizer.pt"),
+        *("checkpoint-1/scheduler.pt", "checkpoint-1/rng_state.pth", "checkpoint-1/adapter_model.safetensors"),
+        *("run.json", "recipe.yaml", "metrics.jsonl"),
+    ),
+}
 
 
 class TooSlow(BaseException):
@@ -157,27 +169,59 @@ def _grade(grader: str, data: bytes) -> None:
 
 
 def checkpoint(data: bytes) -> None:
-    """Damage by damage, as JSON: [file, "cut", n] | [file, "flip", bit] | [file, "rename", n] | [file, "is", text] |
-    [file, "set", key, value]; what is not such a list is written over adapter_config.json."""
     from scorefast.durable import seal
     from scorefast.model import load_policy
     from scorefast.runs import open_checkpoint, require_same_terms
 
-    folder = scratch() / "damaged"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(_sound_checkpoint(), folder)
-    try:
-        steps = json.loads(data)
-        for name, what, *how in steps:
-            _damage(folder / FILES[FILES.index(name)], what, *how)
-    except (ValueError, TypeError, RecursionError):
-        (folder / "adapter_config.json").write_bytes(data)
+    folder = _damaged("checkpoint", _sound_checkpoint(), data)
     seal(folder)  # as who means harm would: the content is judged, not the seal
     opened = open_checkpoint(str(folder))
     settings = opened.recipe or _tiny_recipe()
     require_same_terms(opened, _tiny_recipe())
     if settings == _tiny_recipe():  # of another recipe, other models would load
         load_policy(settings, opened)
+
+
+def model(data: bytes) -> None:
+    """Loaded to be trained, and asked a question."""
+    from scorefast.chat import pipe
+    from scorefast.model import load_policy
+    from scorefast.recipe import load_recipe, model_path
+
+    folder = _damaged("model", Path(model_path("tiny-gemma2")), data)
+    settings = load_recipe("tiny-cpu", ["rollout.max_new_tokens=2", f"model.name={folder}"])
+    pipe(load_policy(settings, trainable=True), settings, io.StringIO("What is 1 + 2?"), io.StringIO())
+
+
+def run_(data: bytes) -> None:
+    """A run of two steps resumed after its first."""
+    from scorefast.cli import _stage
+    from scorefast.durable import SEAL, seal
+    from scorefast.recipe import RunError, UserError
+
+    folder = _damaged("run", _sound_run(), data)
+    if SEAL.encode() not in data:
+        seal(folder / "checkpoint-1")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            _stage("stage1", str(scratch() / "few.csv"), None, "auto", [], folder, True, False, True)
+    except RunError as error:  # found while it trained, and said in one line as well
+        raise UserError(str(error)) from None
+
+
+def _damaged(target: str, sound: Path, data: bytes) -> Path:
+    """A copy, damaged as the JSON says: a list of [file, "cut", n] | [file, "flip", bit] | [file, "rename", n] |
+    [file, "is", text] | [file, "set", key, value]. What is no such list becomes the first file."""
+    folder = scratch() / "damaged"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(sound, folder)
+    files = FILES[target]
+    try:
+        for name, what, *how in json.loads(data):
+            _damage(folder / files[files.index(name)], what, *how)
+    except (ValueError, TypeError, RecursionError):
+        (folder / files[0]).write_bytes(data)
+    return folder
 
 
 def _damage(path: Path, what: str, *how) -> None:
@@ -191,7 +235,7 @@ def _damage(path: Path, what: str, *how) -> None:
         content = content[: at // 8] + bytes([content[at // 8] ^ 1 << at % 8]) + content[at // 8 + 1 :]
     elif what == "rename":  # one tensor's name in the header, the length kept
         header = content[8 : 8 + int.from_bytes(content[:8], "little")]
-        places = [found.start() for found in re.finditer(rb"lora_[AB]", header)]
+        places = [found.start() for found in re.finditer(rb"lora_[AB]|model\.l", header)]
         if not places:
             return
         at = 8 + places[int(how[0]) % len(places)]
@@ -219,8 +263,24 @@ def _sound_checkpoint() -> Path:
     save_policy(load_policy(_tiny_recipe(), trainable=True), folder)
     (folder / "recipe.yaml").write_text(dump_recipe(_tiny_recipe()), encoding="utf-8")
     for name in os.listdir(folder):
-        if name not in FILES:
+        if name not in FILES["checkpoint"]:
             (folder / name).unlink()
+    return folder
+
+
+@cache
+def _sound_run() -> Path:
+    """Of one step on the first questions of the shipped data; a second is left to do."""
+    from scorefast.cli import _stage
+
+    shipped = (HERE.parent / "data" / "score.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (scratch() / "few.csv").write_text("".join(shipped[:60]), encoding="utf-8")
+    sizes = ["stage1.max_steps=2", "stage1.save_steps=1", "stage1.questions_per_step=1", "rollout.max_new_tokens=2"]
+    folder = scratch() / "run"
+    with contextlib.redirect_stdout(io.StringIO()):
+        few = [*sizes, "eval.max_questions=1"]
+        _stage("stage1", str(scratch() / "few.csv"), None, "tiny-cpu", few, folder, False, False, True)
+    shutil.rmtree(folder / "checkpoint-2")
     return folder
 
 
@@ -249,6 +309,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "answer": answer,
     "math": math,
     "checkpoint": checkpoint,
+    "model": model,
+    "run": run_,
     "chat": chat,
 }
 # Inputs by hypothesis, and seconds of atheris, in `run`: pure Python is worth atheris, the rest is native code or slow.
@@ -259,6 +321,8 @@ RUNS = {
     "answer": (8_000, 90),
     "math": (60, 0),
     "checkpoint": (600, 0),
+    "model": (1_000, 0),
+    "run": (200, 0),
     "chat": (150, 0),
 }
 
@@ -271,8 +335,8 @@ def fuzz(target: str, runs: int, seed: int) -> dict[str, object]:
     from benchmarks.fuzz_inputs import inputs
 
     strategy, told = inputs(target), {"taken": 0, "refused": 0, "slowest_ms": 0}
-    with contextlib.suppress(Exception, TooSlow):
-        check(target, b"")  # what is imported and made once is not the inputs' memory
+    with contextlib.suppress(Exception):
+        TARGETS[target](b"")  # what is imported and made once is neither the inputs' memory nor their time
     before, started, error = _most_memory(), time.perf_counter(), ""
     for first in range(0, runs, ROUND):  # in rounds: hypothesis holds on to what it wrote in one
         error = error or _round(target, strategy, min(ROUND, runs - first), 1000 * seed + first // ROUND, told)
@@ -478,6 +542,8 @@ def main() -> None:
         print(json.dumps(result))
     else:
         for file in given.files:
+            with contextlib.suppress(Exception):
+                TARGETS[file.parent.name](b"")
             print(file, "taken" if check(file.parent.name, file.read_bytes()) else "refused")
 
 

@@ -10,6 +10,7 @@ import random
 import yaml
 from hypothesis import strategies as st
 
+from benchmarks.fuzz import FILES
 from scorefast.recipe import known_keys
 
 TEXT = st.text(max_size=40) | st.text("\0\x1b\x7f\u202e\ufeff\u200b١Ⅷ½²①万가\u0301\x85\u2028\t\r\n", max_size=20)
@@ -51,6 +52,17 @@ LORA = """r lora_alpha target_modules peft_type task_type rank_pattern alpha_pat
 modules_to_save init_lora_weights layers_to_transform layers_pattern exclude_modules use_dora use_rslora loftq_config
 auto_mapping base_model_name_or_path fan_in_fan_out trainable_token_indices target_parameters
 inference_mode megatron_config"""
+CONFIG = """vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim layer_types
+intermediate_size attn_logit_softcapping final_logit_softcapping sliding_window query_pre_attn_scalar hidden_activation
+rope_theta rope_parameters rope_scaling tie_word_embeddings eos_token_id pad_token_id bos_token_id model_type dtype
+max_position_embeddings quantization_config auto_map attention_dropout rms_norm_eps use_cache architectures
+transformers_version chat_template tokenizer_class added_tokens_decoder extra_special_tokens model_max_length
+padding_side eos_token pad_token bos_token additional_special_tokens model added_tokens pre_tokenizer decoder
+post_processor normalizer truncation padding temperature top_k max_new_tokens do_sample"""
+STATE = """global_step log_history best_metric best_model_checkpoint epoch max_steps num_train_epochs train_batch_size
+save_steps logging_steps eval_steps stateful_callbacks total_flos trial_params is_hyper_param_search
+num_input_tokens_seen is_local_process_zero is_world_process_zero best_global_step stage data data_sha256
+from from_sha256 base_sha256 versions backend loss files scorefast step"""
 GROUPS = ["model", "data", "reward", "rollout", "loss", "stage1", "stage2", "eval"]
 ASKED = ["What is 1 + 2?", "<end_of_turn>", "<eos>", "x" * 60_000, "7 " * 20_000, "\r", "\x0c", "\x1c", "\u2028"]
 
@@ -62,7 +74,9 @@ def inputs(target: str) -> st.SearchStrategy[bytes]:
         "source": _sources,
         "answer": lambda: st.tuples(st.sampled_from([b"\0", b"\1", b"\2", b"\3"]), _replies()).map(b"".join),
         "math": _replies,
-        "checkpoint": _damages,
+        "checkpoint": lambda: _damages("checkpoint", LORA.split()),
+        "model": lambda: _damages("model", CONFIG.split()),
+        "run": lambda: _damages("run", STATE.split()),
         "chat": lambda: spoiled(encoded(st.lists(TEXT | st.sampled_from(ASKED), max_size=3).map("\n".join))),
     }[target]()
 
@@ -157,12 +171,12 @@ def _rambling(seed: int) -> str:
     return "".join(draw.choices(draw.sample(SAID.split("|"), draw.randint(1, 8)), k=draw.randint(1, 8000)))
 
 
-def _damages() -> st.SearchStrategy[bytes]:
-    weights, config, recipe = "adapter_model.safetensors", "adapter_config.json", "recipe.yaml"
-    place = st.integers(0, 40_000) | st.integers(0, 2**24)
-    step = st.tuples(st.just(weights), st.sampled_from(["cut", "flip", "rename"]), place)
-    step |= st.tuples(st.just(config), st.sampled_from(["cut", "flip"]), st.integers(0, 8000))
-    step |= st.tuples(st.just(config), st.just("set"), st.sampled_from(LORA.split()) | TEXT, TREE)
-    step |= st.tuples(st.sampled_from([weights, config, recipe]), st.just("is"), TEXT | TREE.map(json.dumps))
-    step |= st.tuples(st.just(recipe), st.sampled_from(["cut", "flip"]), st.integers(0, 20_000))
+def _damages(target: str, keys: list[str]) -> st.SearchStrategy[bytes]:
+    """One or two of what `fuzz.py` can do to a file, and most to what is read of it: the keys of its JSON."""
+    files = st.sampled_from(FILES[target])
+    objects = st.sampled_from([name for name in FILES[target] if name.endswith(".json")])
+    place = st.integers(0, 8000) | st.integers(0, 2**24)
+    step = st.tuples(files, st.sampled_from(["cut", "flip", "rename"]), place)
+    step |= st.tuples(objects, st.just("set"), st.sampled_from(keys) | TEXT, TREE | st.sampled_from(LIKELY))
+    step |= st.tuples(files, st.just("is"), TEXT | TREE.map(json.dumps))
     return encoded(st.lists(step, min_size=1, max_size=2).map(json.dumps))

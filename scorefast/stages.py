@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
+from pydantic import ConfigDict, ValidationError, create_model
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerState, get_scheduler
@@ -29,9 +29,17 @@ from scorefast.reward import load_reward, try_reward
 from scorefast.runs import Checkpoint, change_recipe, find_last, metrics_until, step_of
 from scorefast.schedule import micro_batch_size, samples_per_question, training_arguments
 from scorefast.trainer import ScoreTrainer
-from scorefast.untrusted import one_line, read_json, require_sound_folder
+from scorefast.untrusted import read_json, require_sound_folder, shortened
 
 Section = Literal["stage1", "stage2"]
+# What trainer_state.json may say: the Trainer itself takes values of any kind, and fails on them later.
+_KINDS = get_type_hints(TrainerState) | {"train_batch_size": int, "stateful_callbacks": dict[str, Any]}
+_NEEDED = ("global_step", "train_batch_size", "log_history")
+SavedState: Any = create_model(
+    "SavedState",
+    __config__=ConfigDict(strict=True, extra="forbid"),
+    **{name: (kind, ... if name in _NEEDED else None) for name, kind in _KINDS.items()},  # type: ignore[call-overload]
+)
 
 
 class Interrupted(BaseException):
@@ -228,11 +236,14 @@ def require_resumable(last: Path) -> list[dict[str, Any]]:
     path = last / "trainer_state.json"
     state = read_json(path)
     try:
-        TrainerState(**state)
-        operator.index(state["train_batch_size"])
+        SavedState.model_validate(state)
         history = [{"step": line["step"], **line} for line in state["log_history"] if "train_runtime" not in line]
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{path}: not a state of the Trainer: {one_line(error)}") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = shortened(".".join(map(str, problem["loc"])), 100)
+        raise UserError(f"{path}: not a state of the Trainer: {key}: {problem['msg']}") from None
+    except KeyError:
+        raise UserError(f"{path}: not a state of the Trainer: log_history has a line without its step") from None
     if state["global_step"] != step_of(last):
         raise UserError(f"{path}: is of step {state['global_step']}; its folder has been renamed")
     return history

@@ -187,14 +187,22 @@ class Evil:
         return (os.system, ("touch was-run",))
 
 
+def _state(**changed: object) -> str:
+    return json.dumps({"global_step": 2, "log_history": [], "train_batch_size": 8} | changed)
+
+
 @pytest.mark.parametrize(
     ("state", "message"),
     [
         ("[]", "expected a JSON object"),
         ("{}", "not a state of the Trainer"),
         ('{"unheard_of": 1}', "not a state of the Trainer"),
-        ('{"global_step": 2, "log_history": [], "train_batch_size": "x"}', "not a state of the Trainer"),
-        ('{"global_step": 1, "log_history": [], "train_batch_size": 8}', "is of step 1; its folder has been renamed"),
+        (_state(train_batch_size="x"), "not a state of the Trainer: train_batch_size: Input should be a valid integer"),
+        (_state(save_steps=None), "not a state of the Trainer: save_steps: Input should be a valid integer"),
+        (_state(logging_steps={}), "not a state of the Trainer: logging_steps"),
+        (_state(total_flos="none"), "not a state of the Trainer: total_flos"),
+        (_state(log_history=[{"loss": 1.0}]), "log_history has a line without its step"),
+        (_state(global_step=1), "is of step 1; its folder has been renamed"),
     ],
 )
 def test_a_checkpoint_that_is_not_the_step_it_says_is_refused(finished, state, message):
