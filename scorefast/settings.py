@@ -26,6 +26,7 @@ def chosen_recipe(source: str, overrides: list[str], start: Checkpoint | None, n
         recipe = load_recipe(str(start.path / RECIPE), overrides)
         if rewards:
             _require_named_by_the_user(start.path, recipe, overrides)
+            recipe = _reports_nowhere_else(start.path, recipe, overrides, note)
     else:
         source = recipe_for_this_machine() if source == "auto" else source
         note(f"recipe: {source}")
@@ -59,12 +60,23 @@ def _require_named_by_the_user(folder: Path, inherited: Recipe, overrides: list[
     """Raises UserError where a folder's own recipe names a reward function, and no flag does: the folder may be
     somebody else's, and importing a module runs it."""
     function = inherited.reward.function
-    given = {text.partition("=")[0].strip() for text in overrides}
-    if function is not None and not given & {"reward", "reward.function"}:
+    if function is not None and not _keys(overrides) & {"reward", "reward.function"}:
         raise UserError(
             f"{folder}: its recipe names code to run, reward.function = {function!r}; if you want that, say so: "
             f"--reward {shlex.quote(function)}"
         )
+
+
+def _reports_nowhere_else(folder: Path, inherited: Recipe, overrides: list[str], note: Note) -> Recipe:
+    """Metrics go to no service that only a folder names."""
+    if inherited.report_to == "none" or "report_to" in _keys(overrides):
+        return inherited
+    note(f"report_to: {inherited.report_to!r}, as in {folder}, is not taken over; --set report_to=... if you want it")
+    return inherited.model_copy(update={"report_to": "none"})
+
+
+def _keys(overrides: list[str]) -> set[str]:
+    return {text.partition("=")[0].strip() for text in overrides}
 
 
 def _with_its_model(recipe: Recipe) -> Recipe:

@@ -20,7 +20,8 @@ from scorefast import prompts
 from scorefast.durable import seal
 from scorefast.model import load_config, load_policy, save_policy
 from scorefast.recipe import EMBEDDED_MODELS, UserError, dump_recipe, load_recipe
-from scorefast.runs import open_checkpoint
+from scorefast.runs import RECIPE, Checkpoint, open_checkpoint
+from scorefast.settings import chosen_recipe
 from scorefast.untrusted import bounded_work, read_json
 from tests.conftest import SHIPPED, scorefast
 
@@ -379,3 +380,13 @@ def test_json_is_read_within_its_limit(tmp_path):
     assert read_json(tmp_path / "a.json", 8) == {"a": 1}
     with pytest.raises(UserError, match="larger than the 7 bytes"):
         read_json(tmp_path / "a.json", 7)
+
+
+def test_metrics_go_to_no_service_that_only_a_checkpoint_names(tmp_path):
+    theirs = load_recipe("tiny-cpu", ["report_to=wandb", "seed=5"])
+    (tmp_path / RECIPE).write_text(dump_recipe(theirs))
+    start, said = Checkpoint("theirs", tmp_path, True, "tiny-gemma2", theirs), []
+    ours = chosen_recipe("auto", [], start, said.append, rewards=True)
+    assert (ours.report_to, ours.seed) == ("none", 5)
+    assert said[-1].startswith("report_to: 'wandb', as in ")
+    assert chosen_recipe("auto", ["report_to=wandb"], start, said.append, rewards=True) == theirs
