@@ -278,12 +278,14 @@ def _stage(
             runs.require_same_terms(start, settings, to_train=True)
         dataset = load_dataset(data, settings.data, note)
         _say_what_was_read(console, dataset, settings)
-        with _work(console, settings):
+        with _work(console, settings, dry_run=dry_run):
             from scorefast.model import resolve_backend
             from scorefast.stages import StageRun, check_lengths, check_stage, find_resumable, resolve_loss
 
             check_stage(section, settings, dataset)
-            facts |= {"backend": resolve_backend(settings.model), "loss": resolve_loss(settings)}
+            facts |= {"loss": resolve_loss(settings)} | (
+                {} if dry_run else {"backend": resolve_backend(settings.model)}
+            )
             facts |= runs.what_it_stands_on(settings) if first else {}
             if begun is not None:
                 runs.require_same_beginning(begun, facts, note)
@@ -452,7 +454,13 @@ def export(
     from scorefast.export import export_checkpoint, export_recipe
 
     with _work(console, export_recipe(opened)):
-        export_checkpoint(opened, cast(Any, format_), out, console.print)
+        from scorefast.stages import Interrupted, StopOnSignal
+
+        try:
+            with StopOnSignal():
+                export_checkpoint(opened, cast(Any, format_), out, partial(console.print, soft_wrap=True))
+        except Interrupted as stop:
+            raise typer.Exit(128 + stop.signum) from None
     print(out)
 
 
@@ -500,16 +508,25 @@ def _rank() -> int:
 
 
 @contextlib.contextmanager
-def _work(console: Console, settings: Recipe) -> Iterator[None]:
-    """Heavy libraries at work: their chatter goes to stderr, or nowhere with --quiet; stdout stays ours."""
+def _work(console: Console, settings: Recipe, *, dry_run: bool = False) -> Iterator[None]:
+    """Heavy libraries at work: their chatter goes to stderr, or nowhere with --quiet; stdout stays ours. On a dry run
+    a backend that is missing is said, and no error."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with contextlib.ExitStack() as stack:
         noise = stack.enter_context(open(os.devnull, "w")) if console.quiet else console.file
         stack.enter_context(contextlib.redirect_stdout(noise))
         with console.status("loading libraries") if console.is_terminal else contextlib.nullcontext():
-            from scorefast.model import import_backend
+            from scorefast.model import import_backend, resolve_backend
 
-            import_backend(settings.model)
+            try:
+                if dry_run:
+                    resolve_backend(settings.model)
+                else:
+                    import_backend(settings.model)
+            except UserError as lack:
+                if not dry_run:
+                    raise
+                console.print(f"not to be run here: {lack}", soft_wrap=True)
             import transformers
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()

@@ -16,13 +16,14 @@ from scorefast import report
 from scorefast.data import Example
 from scorefast.grading import Grade
 from scorefast.metrics import Graded, summarize, wilson
-from scorefast.model import Policy, generate, load_policy
+from scorefast.model import Policy, chat_format, generate, load_policy
 from scorefast.prompts import ChatFormat
-from scorefast.recipe import Recipe
+from scorefast.recipe import Recipe, UserError
 from scorefast.reward import grade_example
 from scorefast.rollout import Attempt, Generate, Trajectory, attempt, first_attempts, second_attempts
 from scorefast.runs import Checkpoint, claim_run
 
+Given = Callable[[Example], tuple[str, str]]
 GradeReply = Callable[[str, Example], Grade]
 
 
@@ -112,6 +113,29 @@ def _sampled_wrong(
     return wrong
 
 
+def longest_conversation(
+    chat: ChatFormat, examples: Iterable[Example], reply: int, given: Given = lambda e: ("", "")
+) -> tuple[int, str]:
+    """(tokens of two turns at their longest, the question that needs so many). A reply takes `reply` tokens, or where
+    that is longer, those of the text that is given for it."""
+    worst, longest = 0, ""
+    for e in examples:
+        replies = sum(max(reply, len(chat.reply(text))) for text in given(e))
+        total = len(chat.first_turn(e.question)) + len(chat.next_turn([])) + replies
+        if total > worst:
+            worst, longest = total, e.question
+    return worst, longest
+
+
+def require_room(needed: int, question: str, recipe: Recipe) -> None:
+    """Longer conversations would be cut silently further down. Raises UserError naming the longest question."""
+    if needed > recipe.model.max_seq_length:
+        raise UserError(
+            f"question {question[:60]!r}: needs up to {needed} tokens in two turns, model.max_seq_length is "
+            f"{recipe.model.max_seq_length}; raise it, lower rollout.max_new_tokens, or drop the question"
+        )
+
+
 def evaluate_checkpoints(
     checkpoints: Sequence[Checkpoint | None],
     recipe: Recipe,
@@ -124,6 +148,9 @@ def evaluate_checkpoints(
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate each checkpoint (None is the base model), print the table, write report.json and transcripts.jsonl
     beside each (and all of them into `out`). Returns the whole report and where it stands."""
+    probed: Given = lambda e: (e.correct_answer if with_probe else "", "")  # noqa: E731
+    longest = longest_conversation(chat_format(recipe), examples, recipe.rollout.max_new_tokens, probed)
+    require_room(*longest, recipe)
     out = out and claim_run(out, "eval")
     named: list[tuple[str, list[Graded]]] = []
     probes: dict[str, Any] = {}

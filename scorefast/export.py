@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 
 from scorefast.model import chat_format, load_merged
 from scorefast.prompts import ChatFormat
-from scorefast.recipe import Model, Recipe, UserError, load_recipe, model_path
-from scorefast.runs import RECIPE, Checkpoint
+from scorefast.recipe import Model, Recipe, RunError, UserError, load_recipe, model_path
+from scorefast.runs import RECIPE, WORK, Checkpoint
+from scorefast.untrusted import one_line, shortened
 
 Format = Literal["adapter", "merged-16bit", "gguf"]
 CONVERTER = "convert_hf_to_gguf.py"
@@ -47,6 +49,8 @@ def export_checkpoint(checkpoint: Checkpoint, format: Format, out: Path, note: C
 
     Raises UserError, before a model loads, for all that can be known by then.
     """
+    if (partial := out / WORK).exists():
+        raise UserError(f"{out}: holds what an export that was killed left behind, {partial}; remove that")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: already holds files; name a new or empty folder with --out")
     if format == "adapter" and not checkpoint.is_adapter:
@@ -74,7 +78,7 @@ def export_checkpoint(checkpoint: Checkpoint, format: Format, out: Path, note: C
 def _filled_at_the_end(out: Path) -> Iterator[Path]:
     """A hidden folder in `out` to work in; what it then holds moves into `out`. An error leaves nothing of it."""
     made = next((path for path in reversed([out, *out.parents]) if not path.exists()), None)
-    partial, moved = out / ".partial", []
+    partial, moved = out / WORK, []
     try:
         partial.mkdir(parents=True)
     except OSError as error:
@@ -84,10 +88,12 @@ def _filled_at_the_end(out: Path) -> Iterator[Path]:
         for path in sorted(partial.iterdir()):
             moved.append(path.rename(out / path.name))
         partial.rmdir()
-    except BaseException:
+    except BaseException as error:
         for path in moved:
             path.rename(partial / path.name)
         shutil.rmtree(made or partial, ignore_errors=True)
+        if isinstance(error, OSError | SafetensorError):  # the latter has no errno for a full disk
+            raise RunError(f"{out}: not written: {getattr(error, 'strerror', None) or one_line(error)}") from None
         raise
 
 
@@ -154,18 +160,26 @@ def _write_gguf(checkpoint: Checkpoint, recipe: Recipe, chat: ChatFormat, folder
         errors="replace",
         check=False,
     )
-    if done.returncode or not target.is_file():
+    if done.returncode or not _is_gguf(target):
         said = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
-        raise UserError(f"{converter}: failed (exit code {done.returncode}): {said[-1] if said else 'no word why'}")
+        why = shortened(said[-1]) if said else "no word why"
+        raise UserError(f"{converter}: wrote no GGUF file (exit code {done.returncode}): {why}")
     shutil.rmtree(merged)
     (folder / "Modelfile").write_text(modelfile(name, template, chat, recipe), encoding="utf-8")
+
+
+def _is_gguf(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def ollama_template(chat: ChatFormat) -> tuple[str, bool]:
     """The chat template in Go's syntax, for user and assistant in turns as in training, and whether it leaves out the
     begin-of-sequence token because llama.cpp adds it."""
     turns = [{"role": role, "content": _CONTENT} for role in ("user", "assistant", "user")]
-    text: str = chat.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    text = chat.template(turns)
     bos = chat.tokenizer.bos_token or ""
     # A template that names its bos_token means it. SmolLM2's bos_token is <|im_start|>, but its template opens a turn.
     adds_bos = bool(bos) and text.startswith(bos) and "bos_token" in chat.tokenizer.get_chat_template()
@@ -186,7 +200,7 @@ def modelfile(name: str, template: str, chat: ChatFormat, recipe: Recipe) -> str
         "#",
         *(f"#     {line}" for line in chat.correction.strip().splitlines()),
         "#",
-        "# System messages are left out: training had none.",
+        "# System messages of yours are left out: training had none but what the template writes itself.",
         f"FROM ./{name}.gguf",
         f'TEMPLATE """{template}"""',
         *(f'PARAMETER stop "{chat.tokenizer.convert_ids_to_tokens(token)}"' for token in sorted(chat.end_tokens)),

@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_leaves
 
 from scorefast.kernels.chunked import BUFFER_BYTES
 from scorefast.model import last_hidden, shape_of_policy
-from scorefast.objective import is_on_policy
 from scorefast.recipe import Recipe, Stage1, Stage2
 
 CUDA_CONTEXT = 500 << 20  # driver and libraries: assumed, not measured
@@ -35,8 +34,8 @@ OPTIMIZER_BYTES = {
     "adafactor": 0,
 }
 NF4_BYTES = 1 / 2 + 1 / 64 * (1 + 4 / 256)  # of a weight: 4 bits, and a byte for 64 of them, and a float32 for 256 such
-# What is alive while the model writes, while the loss is computed, and while gradients flow back.
-MOMENTS = ("rollout", "loss", "backward")
+# What is alive while the model writes, while the loss is computed, while gradients flow back, and in the optimizer.
+MOMENTS = ("rollout", "loss", "backward", "step")
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,7 @@ def plan_memory(
     recipe: Recipe, stage: Stage1 | Stage2, *, tokens: int, generated: int, micro_batch: int, base: int
 ) -> Plan:
     """A plan for sequences of `tokens` in all, `generated` of them written and `micro_batch` trained on at once.
+    (generated: 0 where the data's attempts are trained on, and nothing is validated.)
 
     base: bytes held before a model is loaded: of the process, or of the CUDA context on a GPU. What the allocator
     loses between tensors, and what a backend's own kernels hold, is not counted.
@@ -89,17 +89,23 @@ def plan_memory(
     adapter, count = sum(p.nbytes for p in trained), sum(p.numel() for p in trained)
     states = count * OPTIMIZER_BYTES.get(stage.optimizer, 8)
     section = "stage1" if isinstance(stage, Stage1) else "stage2"
+    # AdamW's square roots: on CUDA of all that is trained at once, else of one tensor.
+    largest = max(p.numel() for p in trained)
+    roots = 4 * (count if torch.cuda.is_available() else largest) if states == 8 * count else 0
+    full, packed = recipe.model.tuning == "full", recipe.model.load_in_4bit
+    four_bit, rank = "" if full or packed else "model.load_in_4bit=true", "" if full else "model.lora.r"
     parts = [
         Part("before a model is loaded", base),
-        Part("frozen weights", frozen + copy, smaller="" if recipe.model.load_in_4bit else "model.load_in_4bit=true"),
-        Part("trained weights", adapter, smaller="model.lora.r"),
+        Part("frozen weights", frozen + copy, smaller=four_bit),
+        Part("trained weights", adapter, smaller=rank),
         Part("optimizer", states, smaller=f"{section}.optimizer=adamw_8bit" if states == 8 * count else ""),
-        Part("gradients", adapter, ("loss", "backward"), "model.lora.r"),
+        Part("gradients", adapter, ("loss", "backward", "step"), rank),
+        Part("optimizer, beside it", roots, ("step",)),
     ]
     if widest:
-        parts.append(Part("a layer's weights out of 4 bit", widest))
+        parts.append(Part("a layer's weights out of 4 bit", widest, MOMENTS[:3]))
     with fake:
-        if is_on_policy(stage) or (isinstance(stage, Stage1) and stage.first_attempt == "sampled"):
+        if generated:
             cache, more = _rollout_bytes(model, generated, tokens, recipe.rollout.max_new_tokens)
             parts.append(Part("KV cache", cache, ("rollout",), "rollout.batch_size"))
             parts.append(Part("rollout, beside it", more, ("rollout",), "rollout.batch_size"))
@@ -118,12 +124,12 @@ def plan_memory(
 
 
 def memory_here() -> tuple[str, int, int]:
-    """(the device that a run would use, its bytes in all, those taken before a model is loaded)."""
+    """(the device that a run would use, its bytes that are free to be used, those taken before a model is loaded)."""
     if torch.cuda.is_available():
-        card = torch.cuda.get_device_properties(0)
-        return card.name, card.total_memory, CUDA_CONTEXT
+        free, _ = torch.cuda.mem_get_info()  # with a context of this process's own already made
+        return torch.cuda.get_device_name(0), free + CUDA_CONTEXT, CUDA_CONTEXT
     held = psutil.Process().memory_info().rss
-    return "this machine's free memory", psutil.virtual_memory().available + held, held
+    return "this machine", psutil.virtual_memory().available + held, held
 
 
 def _frozen_bytes(model: Any, four_bit: bool) -> tuple[int, int]:

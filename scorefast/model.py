@@ -25,11 +25,15 @@ CONFIGS = PACKAGE / "assets" / "configs"  # of models that recipes name, so that
 
 @dataclass(frozen=True)
 class Policy:
-    """A model, how to talk to it, and the reference it is held near (itself without adapter, or a frozen copy)."""
+    """A model, how to talk to it, and the reference it is held near (itself without adapter, or a frozen copy).
+
+    max_length: tokens of prompt and reply together.
+    """
 
     model: Any  # PreTrainedModel or PeftModel
     chat: ChatFormat
     backend: str
+    max_length: int
     frozen_reference: Any = None
 
     @property
@@ -57,8 +61,8 @@ class Policy:
 
 
 def resolve_backend(settings: Model) -> str:
-    """`auto` is unsloth on CUDA, else transformers. Raises UserError where what is needed is not installed: on CUDA,
-    transformers is only taken where the recipe names it."""
+    """`auto` is unsloth on CUDA, else transformers. Raises UserError where what is needed is not installed (on CUDA,
+    transformers is only taken where the recipe names it), and where the card does not compute in the recipe's dtype."""
     missing = {name for name in ("unsloth", "bitsandbytes") if importlib.util.find_spec(name) is None}
     backend = settings.backend
     if backend == "auto":
@@ -68,6 +72,9 @@ def resolve_backend(settings: Model) -> str:
         raise UserError(f'model.backend: Unsloth is not installed here; pip install "scorefast[unsloth]"{other}')
     if settings.load_in_4bit and "bitsandbytes" in missing:
         raise UserError("model.load_in_4bit: bitsandbytes is not installed here; pip install bitsandbytes")
+    on_card = settings.dtype == "bfloat16" and torch.cuda.is_available()
+    if on_card and not torch.cuda.is_bf16_supported(including_emulation=False):  # Unsloth would take float16, unscaled
+        raise UserError("model.dtype: this card has no bfloat16; --set model.dtype=float32 (--dry-run: will it fit?)")
     return backend
 
 
@@ -145,16 +152,22 @@ def load_policy(recipe: Recipe, checkpoint: Checkpoint | None = None, *, trainab
         _train_all_but_embeddings(model)
     else:
         model.requires_grad_(False)
-        if checkpoint is not None and checkpoint.is_adapter:
-            model = _add_saved_adapter(model, checkpoint.path, trainable)
+        saved = checkpoint if checkpoint is not None and checkpoint.is_adapter else None
+        # What is trained on is made by Unsloth where it can be, for its kernels: Stage II as Stage I.
+        theirs = saved.recipe.model.lora if saved and saved.recipe else None
+        if saved and not (trainable and backend == "unsloth" and theirs == settings.lora):
+            model = _add_saved_adapter(model, saved.path, trainable)
         elif trainable:
             model = _add_lora(model, settings, backend, recipe.seed)
+            if saved:
+                _load_adapter(model, saved.path, trainable)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for part in (model, frozen):
         if part is not None:
             part.to(device)
             part.eval()
-    policy = Policy(model, chat, backend, frozen)
+            _without_dropout(part)
+    policy = Policy(model, chat, backend, settings.max_seq_length, frozen)
     if trainable:
         _require_plain_head(policy)
     return policy
@@ -181,6 +194,15 @@ def _train_all_but_embeddings(model: Any) -> None:
     model.get_input_embeddings().weight.requires_grad_(False)
 
 
+def _without_dropout(model: Any) -> None:
+    """A model is trained on what it samples, as it samples it, and held near itself: one function, with no noise."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in [name for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]:
+            setattr(module, name, 0.0)  # of attention, and of what calls nn.functional.dropout
+
+
 def _add_saved_adapter(model: Any, folder: Path, trainable: bool) -> Any:
     """The folder's weights, under a configuration of ours: PEFT reads adapter_config.json not at all."""
     from peft import LoraConfig, get_peft_model
@@ -189,11 +211,18 @@ def _add_saved_adapter(model: Any, folder: Path, trainable: bool) -> Any:
     config = LoraConfig(**plain_lora(folder), inference_mode=not trainable)
     try:
         adapted = get_peft_model(model, config)
+    except Exception as error:  # of another base: it can fail in any way
+        raise UserError(f"{folder}: this adapter cannot be loaded: {one_line(error)}") from None
+    _load_adapter(adapted, folder, trainable)
+    return adapted
+
+
+def _load_adapter(adapted: Any, folder: Path, trainable: bool) -> None:
+    try:
         loaded = adapted.load_adapter(str(folder), "default", is_trainable=trainable)
     except Exception as error:  # of another base, or damaged: it can fail in any way
         raise UserError(f"{folder}: this adapter cannot be loaded: {one_line(error)}") from None
     _require_same_names(str(folder), loaded.missing_keys, loaded.unexpected_keys)
-    return adapted
 
 
 def _require_same_names(path: str, missing: Iterable[str], foreign: Iterable[str]) -> None:
@@ -212,7 +241,9 @@ def _require_plain_head(policy: Policy) -> None:
         hidden = last_hidden(policy.model, ids, mask)[0, -1:]
         ours = log_softmax_head(hidden, policy.head, policy.softcap, 1.0)
     gap = (ours - theirs.log_softmax(-1)).abs().max().item()
-    if gap > 0.05 * theirs.abs().max().item() + 1e-3:
+    around = [logits - logits.mean() for logits in (theirs, ours)]
+    scale = (around[0] * around[1]).sum() / around[1].square().sum()  # 16-bit rounding, of many logits, leaves it at 1
+    if gap > 0.05 * theirs.abs().max().item() + 1e-3 or abs(scale.item() - 1) > 0.005:
         raise UserError(
             f"{policy.model.config.model_type}: its output head scales or shifts logits, which is not supported"
         )
@@ -274,12 +305,18 @@ def _load_with_unsloth(settings: Model, path: str, dtype: torch.dtype) -> tuple[
         max_seq_length=settings.max_seq_length,
         dtype=dtype,
         load_in_4bit=settings.load_in_4bit,
+        use_exact_model_name=True,  # it would take a copy of its own, quantized otherwise, and ask the network for one
+        use_gradient_checkpointing=_unsloths_checkpointing(settings),
         use_safetensors=True,
         trust_remote_code=False,
     )
     if _caps_attention(model.config) and not torch.cuda.is_available():  # on CUDA, Unsloth's own attention caps
         model.set_attn_implementation("eager")
     return model, set(), set()
+
+
+def _unsloths_checkpointing(settings: Model) -> str | bool:
+    return "unsloth" if settings.gradient_checkpointing else False
 
 
 def shape_of_policy(recipe: Recipe, fake: Any) -> Any:
@@ -299,6 +336,7 @@ def shape_of_policy(recipe: Recipe, fake: Any) -> Any:
             _train_all_but_embeddings(model)
         else:
             model = _add_lora(model, settings, "transformers", recipe.seed)
+    _without_dropout(model)
     made: dict[int, Tensor] = {}  # a tied weight stays one
     with fake:
         for module in model.modules():
@@ -327,6 +365,13 @@ def _four_bit(settings: Model, dtype: torch.dtype) -> Any:
 
 
 def _add_lora(model: Any, settings: Model, backend: str, seed: int) -> Any:
+    try:
+        return _new_lora(model, settings, backend, seed)
+    except Exception as error:  # layers of a kind that PEFT has no adapter for, or none of the names
+        raise UserError(f"model {settings.name!r}: cannot be given LoRA adapters: {one_line(error)}") from None
+
+
+def _new_lora(model: Any, settings: Model, backend: str, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     chosen = settings.lora.target_modules
@@ -340,7 +385,7 @@ def _add_lora(model: Any, settings: Model, backend: str, seed: int) -> Any:
             model,
             **shape,
             target_modules=targets,
-            use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing else False,
+            use_gradient_checkpointing=_unsloths_checkpointing(settings),
             random_state=seed,
         )
     elsewhere = _linear_outside_the_decoder(model)
@@ -393,8 +438,14 @@ def generate(
 
     Samples come from the whole softmax of logits / temperature (no top-k, no top-p), which is what the loss scores.
     A streamer (transformers.BaseStreamer) needs batch_size 1. on_token is called after each token of a batch; what it
-    raises ends the generation.
+    raises ends the generation. Raises UserError where a prompt leaves no room for a reply.
     """
+    longest = max(map(len, prompts), default=0)
+    if longest + max_new_tokens > policy.max_length:  # Unsloth would cut it, with one warning
+        raise UserError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed model.max_seq_length = "
+            f"{policy.max_length}; raise it"
+        )
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     replies: dict[int, list[int]] = {}
     for start in range(0, len(order), batch_size):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from itertools import groupby, pairwise
 from typing import Any
@@ -22,6 +23,9 @@ CORRECTION = (
     "Please correct the error, if any, and rewrite the solution."
 )
 
+# What a template is told of the date: some write it into the prompt, which then would change during a run, and after
+# it. Llama-3's own choice, where it cannot know.
+THE_DAY = date(2024, 7, 26)
 TEMPLATE_WORK = (10.0, 2**28)  # seconds and bytes that compiling and filling a template may take; Gemma's takes 0.1 s
 _SLOTS = ["QuestionSlot", "ReplySlot", "CorrectionSlot"]
 
@@ -42,13 +46,19 @@ class ChatFormat:
     def _unfit(self, what: str) -> ValueError:
         return ValueError(f"{self.tokenizer.name_or_path or 'tokenizer'}: its chat template {what}")
 
+    def template(self, turns: Sequence[dict[str, str]]) -> str:
+        """The turns as the template writes them, up to where the next reply begins; on every day as on the same one."""
+        return self.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, strftime_now=THE_DAY.strftime
+        )
+
     @cached_property
     def _pieces(self) -> tuple[tuple[int, ...], ...]:
         """Ids before the question, between question and reply, between reply and next user turn, and after that."""
         turns = [{"role": r, "content": c} for r, c in zip(("user", "assistant", "user"), _SLOTS, strict=True)]
         try:
             with bounded_work(*TEMPLATE_WORK):
-                text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+                text = self.template(turns)
         except Exception as error:  # a template is a program: it can raise anything
             raise self._unfit(f"fails on user, assistant, user: {one_line(error)}") from error
         slots = "|".join(_SLOTS)

@@ -218,12 +218,16 @@ def print_memory(console: Console, plan: Plan, where: str, room: int) -> None:
     console.print(table)
     console.print(
         f"{plan.parameters:,} parameters, {plan.trained:,} trained. The most, {gb(plan.total)} GB, is needed in the "
-        f"{plan.peak}; {where} has {gb(room)} GB."
+        f"{plan.peak}; {where} has {gb(room)} GB free."
     )
     if plan.total > room:
         parts = sorted((p for p in plan.parts if plan.peak in p.moments and p.smaller), key=lambda p: -p.size)
-        hints = "; ".join(f"{p.smaller} ({p.name}, {gb(p.size)} GB)" for p in parts[:3])
+        largest = {p.smaller: p for p in reversed(parts)}  # of parts that the same key lowers
+        told = sorted(largest.values(), key=lambda p: -p.size)[:3]
+        hints = "; ".join(f"{p.smaller} ({p.name}, {gb(p.size)} GB)" for p in told)
         console.print(f"It does not fit. Lower, or set: {hints}.", style="bold")
+    elif plan.total > 0.9 * room:
+        console.print("It is tight: what the allocator and a backend's own kernels hold is not counted.", style="bold")
 
 
 def print_prepared(console: Console, done: Prepared) -> None:

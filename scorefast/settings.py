@@ -84,7 +84,7 @@ def _with_its_model(recipe: Recipe) -> Recipe:
     path = model_path(recipe.model.name)
     is_path = path.startswith((".", "~")) or path.count("/") > 1 or Path(path).is_absolute()
     if is_path and not Path(path).is_dir():
-        raise UserError(f"model.name: {path}: no such folder")
+        raise UserError(f"model.name: {path}: no such folder (a recipe may begin with how to make it)")
     return recipe
 
 

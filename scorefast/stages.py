@@ -19,6 +19,7 @@ from transformers.integrations import get_available_reporting_integrations
 from scorefast import memory, report
 from scorefast.data import Dataset
 from scorefast.durable import damage
+from scorefast.evaluate import longest_conversation, require_room
 from scorefast.kernels import resolve_impl
 from scorefast.metrics import Graded
 from scorefast.model import chat_format, load_policy, resolve_backend
@@ -29,7 +30,7 @@ from scorefast.reward import load_reward, try_reward
 from scorefast.runs import Checkpoint, change_recipe, find_last, metrics_until, step_of
 from scorefast.schedule import micro_batch_size, samples_per_question, training_arguments
 from scorefast.trainer import ScoreTrainer
-from scorefast.untrusted import read_json, require_sound_folder, shortened
+from scorefast.untrusted import one_line, read_json, require_sound_folder, shortened
 
 Section = Literal["stage1", "stage2"]
 # What trainer_state.json may say: the Trainer itself takes values of any kind, and fails on them later.
@@ -101,26 +102,16 @@ def check_lengths(section: Section, recipe: Recipe, dataset: Dataset) -> None:
 
     Needs the tokenizer, and so, for a model on the hub, the network.
     """
-    needed, longest = longest_sequence(section, recipe, dataset, chat_format(recipe))
-    if needed > recipe.model.max_seq_length:
-        raise UserError(
-            f"question {longest[:60]!r}: needs up to {needed} tokens in two turns, model.max_seq_length is "
-            f"{recipe.model.max_seq_length}; raise it, lower rollout.max_new_tokens, or drop the question"
-        )
+    require_room(*longest_sequence(section, recipe, dataset, chat_format(recipe)), recipe)
 
 
 def longest_sequence(section: Section, recipe: Recipe, dataset: Dataset, chat: ChatFormat) -> tuple[int, str]:
     """(tokens of two turns at their longest, the question that needs so many) in training and validation."""
-    supervised = not is_on_policy(getattr(recipe, section))
     examples = dataset.splits["train"] + dataset.splits["validation"]
-    reply = recipe.rollout.max_new_tokens
-    worst, longest = 0, ""
-    for e in examples:
-        given = [len(chat.reply(text)) for text in (e.original_answer or "", e.correct_answer)] if supervised else []
-        total = len(chat.first_turn(e.question)) + len(chat.next_turn([])) + sum(max(reply, n) for n in given or [0, 0])
-        if total > worst:
-            worst, longest = total, e.question
-    return worst, longest
+    if is_on_policy(getattr(recipe, section)):
+        return longest_conversation(chat, examples, recipe.rollout.max_new_tokens)
+    given = lambda e: (e.original_answer or "", e.correct_answer)  # noqa: E731
+    return longest_conversation(chat, examples, recipe.rollout.max_new_tokens, given)
 
 
 def plan_stage(section: Section, recipe: Recipe, dataset: Dataset) -> memory.Plan:
@@ -132,16 +123,20 @@ def plan_stage(section: Section, recipe: Recipe, dataset: Dataset) -> memory.Pla
         tokens, _ = longest_sequence(section, recipe, dataset, chat_format(recipe, download=False))
     except UserError:
         tokens = recipe.model.max_seq_length
-    trajectories = stage.questions_per_step * samples_per_question(stage) // processes
+    samples = is_on_policy(stage) or (isinstance(stage, Stage1) and stage.first_attempt == "sampled")
+    trajectories = stage.questions_per_step * samples_per_question(stage) // processes if samples else 0
     validated = min(len(dataset.splits["validation"]), recipe.eval.max_questions)
-    return memory.plan_memory(
-        recipe,
-        stage,
-        tokens=tokens,
-        generated=min(recipe.rollout.batch_size, max(trajectories, validated)),
-        micro_batch=micro_batch_size(stage, section, processes),
-        base=memory.memory_here()[2],
-    )
+    try:
+        return memory.plan_memory(
+            recipe,
+            stage,
+            tokens=tokens,
+            generated=min(recipe.rollout.batch_size, max(trajectories, validated)),
+            micro_batch=micro_batch_size(stage, section, processes),
+            base=memory.memory_here()[2],
+        )
+    except RuntimeError as error:  # an operation of the model's own that needs numbers: of experts, in float32
+        raise RunError(f"{recipe.model.name}: its memory cannot be planned: {one_line(error)}") from None
 
 
 def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:

@@ -249,9 +249,12 @@ def test_supervised_without_first_attempts_says_what_to_do(tmp_path):
 def test_a_question_too_long_for_the_model_is_named_before_it_is_cut(tmp_path):
     rows = "".join(f"q{i} {'many words ' * 400 if i % 3 == 0 else ''},1,2\n" for i in range(30))
     (tmp_path / "d.csv").write_text("question,original_answer,correct_answer\n" + rows)
-    done = scorefast_here("stage1", "--data", "d.csv", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "max_seq_length is 512" in done.stderr
+    for command in (["stage1"], ["eval", "base", "--out", "out"]):
+        done = scorefast_here(*command, "--data", "d.csv", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "many words many words" in done.stderr.splitlines()[-1]
+        assert "max_seq_length is 512" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"d.csv"}
 
 
 def test_readme_commands_exist():

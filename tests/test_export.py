@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +27,7 @@ from scorefast.durable import seal
 from scorefast.export import CONVERTER, export_checkpoint, export_recipe, modelfile, ollama_template
 from scorefast.model import load_merged, load_policy, save_policy
 from scorefast.prompts import ChatFormat
-from scorefast.recipe import UserError, load_recipe, model_path
+from scorefast.recipe import RunError, UserError, load_recipe, model_path
 from scorefast.runs import Checkpoint, open_checkpoint, start_run
 from scorefast.stages import StageRun, run_stage
 from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast
@@ -237,7 +240,7 @@ def gguf(run, tmp_path_factory) -> Path:
         "model = Path(sys.argv[1])\n"
         "given = {'argv': sys.argv, 'python': sys.executable, 'offline': os.environ['HF_HUB_OFFLINE'],\n"
         "         'files': os.listdir(model), 'tokenizer': json.loads((model / 'tokenizer_config.json').read_text())}\n"
-        "Path(sys.argv[sys.argv.index('--outfile') + 1]).write_text(json.dumps(given))"
+        "Path(sys.argv[sys.argv.index('--outfile') + 1]).write_text('GGUF' + json.dumps(given))"
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLAMA_CPP", str(converter(folder, given)))
@@ -246,7 +249,7 @@ def gguf(run, tmp_path_factory) -> Path:
 
 def test_the_converter_gets_the_merged_folder(gguf):
     assert names(gguf) == {"my-run.gguf", "Modelfile"}
-    given = json.loads((gguf / "my-run.gguf").read_text())
+    given = json.loads((gguf / "my-run.gguf").read_text().removeprefix("GGUF"))
     assert given["python"] == sys.executable
     assert given["offline"] == "1"
     assert set(given["files"]) == MERGED_FILES
@@ -306,6 +309,7 @@ def test_a_missing_converter_is_one_line_before_anything_is_loaded(named, tmp_pa
         ("print('INFO'); print('ValueError: no such family', file=sys.stderr); print(); sys.exit(1)", "no such family"),
         ("Path(sys.argv[sys.argv.index('--outfile') + 1]).write_text('half'); sys.exit(3)", r"code 3\): no word why"),
         ("print('done')", "done"),  # and wrote nothing
+        ("Path(sys.argv[sys.argv.index('--outfile') + 1]).touch(); print('x' * 9999)", r"code 0\): x{297}\.\.\.$"),
     ],
 )
 def test_a_failing_converter_leaves_nothing(run, code, said, tmp_path, monkeypatch):
@@ -317,6 +321,57 @@ def test_a_failing_converter_leaves_nothing(run, code, said, tmp_path, monkeypat
         assert "\n" not in str(error.value)
     assert names(tmp_path) == {CONVERTER, "empty"}
     assert not names(tmp_path / "empty")
+
+
+def test_a_full_disk_is_one_line_that_names_the_folder(run, tmp_path):
+    for kind in ("merged-16bit", "adapter"):
+        export = [sys.executable, "-m", "scorefast", "export", run, "--format", kind, "--out", tmp_path / "new" / "out"]
+        limited = f"ulimit -f 20; exec {shlex.join(map(str, export))}"  # blocks of 1,024 bytes a file
+        done = subprocess.run(["bash", "-c", limited], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (1, ""), done.stderr
+        assert done.stderr.splitlines()[-1].startswith(f"scorefast: {tmp_path}/new/out: not written: ")
+        assert "Traceback" not in done.stderr
+        assert not names(tmp_path), "nothing is left"
+
+
+def test_who_ends_an_export_ends_its_converter_too(run, tmp_path):
+    """And leaves nothing. What a kill leaves is named by the next one."""
+    slow = "print(os.getpid(), file=open(Path(__file__).parent / 'pid', 'w'), flush=True); import time; time.sleep(99)"
+    export = [sys.executable, "-m", "scorefast", "export", run, "--format", "gguf", "--out", tmp_path / "out"]
+    for signum, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)):
+        (tmp_path / "pid").unlink(missing_ok=True)
+        environment = os.environ | {"LLAMA_CPP": str(converter(tmp_path, slow))}
+        with subprocess.Popen(list(map(str, export)), cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE) as child:
+            pid = tmp_path / "pid"
+            while not (pid.is_file() and pid.read_text().endswith("\n")):
+                assert child.poll() is None, child.stderr.read()
+                time.sleep(0.05)
+            child.send_signal(signum)
+            assert child.wait(60) == code
+        if signum == signal.SIGTERM:
+            assert names(tmp_path) == {CONVERTER, "pid"}
+            with pytest.raises(ProcessLookupError):
+                os.kill(int(pid.read_text()), 0)
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+    with pytest.raises(UserError, match=r"an export that was killed left behind, .*/out/\.partial; remove that"):
+        export_checkpoint(open_checkpoint(str(run)), "adapter", tmp_path / "out", lambda _: None)
+
+
+def test_an_error_while_files_are_moved_moves_them_back(run, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    rename, moved = Path.rename, []
+
+    def twice(path, target):
+        if len(moved) == 2 and path.parent.name == ".partial":
+            raise OSError(28, "No space left on device")
+        moved.append(target)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", twice)
+    with pytest.raises(RunError, match="out: not written: No space left on device"):
+        export_checkpoint(open_checkpoint(str(run)), "adapter", tmp_path / "out", lambda _: None)
+    assert len(moved) == 4, "two there, and two back"
+    assert not names(tmp_path / "out")
 
 
 def test_a_folder_with_files_is_refused(run, tmp_path):

@@ -14,7 +14,7 @@ from scorefast import rollout
 from scorefast.data import load_dataset
 from scorefast.model import generate, load_policy
 from scorefast.objective import TurnCoefficients
-from scorefast.recipe import load_recipe, model_path
+from scorefast.recipe import UserError, load_recipe, model_path
 from scorefast.runs import open_checkpoint, read_metrics
 from scorefast.stages import StageRun, check_lengths, check_stage, run_stage
 from scorefast.trainer import micro_batch_loss
@@ -61,6 +61,7 @@ FAMILIES = {
     "qwen3": ("Qwen3Config", {"tie_word_embeddings": True}, QWEN3),
     "llama-3.2": ("LlamaConfig", {"tie_word_embeddings": True, "rope_parameters": LLAMA3_ROPE}, LLAMA3),
     "llama-3-untied": ("LlamaConfig", {"tie_word_embeddings": False}, LLAMA3),
+    "llama-with-dropout": ("LlamaConfig", {"attention_dropout": 0.3}, LLAMA3),
     "smollm2": ("LlamaConfig", {"tie_word_embeddings": True}, SMOLLM2),
 }
 
@@ -177,3 +178,24 @@ def test_replies_end_where_the_template_closes_them(family):
     end = policy.tokenizer.convert_ids_to_tokens(policy.chat.end_of_turn)
     expected = "<end_of_turn>" if name.startswith("gemma") else "<|eot_id|>" if "llama" in name else "<|im_end|>"
     assert end == expected
+
+
+@pytest.mark.parametrize("scale", [1.02, 4.0])
+def test_a_model_that_scales_its_logits_is_refused(scale, tmp_path):
+    """The loss computes logits itself: Granite's are divided once more."""
+    tokenizer = tokenizer_of(LLAMA3)
+    config = transformers.GraniteConfig(**SHAPE, vocab_size=len(tokenizer), logits_scaling=scale)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    recipe = load_recipe("tiny-cpu", [f"model.name={tmp_path}", "model.dtype=bfloat16"])
+    with pytest.raises(UserError, match="granite: its output head scales or shifts logits"):
+        load_policy(recipe, trainable=True)
+
+
+def test_a_model_without_layers_for_lora_is_one_line(tmp_path):
+    tokenizer = tokenizer_of(LLAMA3)
+    config = transformers.MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=len(tokenizer))
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="cannot be given LoRA adapters"):
+        load_policy(load_recipe("tiny-cpu", [f"model.name={tmp_path}"]), trainable=True)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
 from rich.console import Console
@@ -13,7 +18,7 @@ from scorefast.model import load_policy, shape_of_policy
 from scorefast.recipe import load_recipe
 from scorefast.report import print_memory
 from scorefast.stages import longest_sequence, plan_stage
-from tests.conftest import SHIPPED, scorefast
+from tests.conftest import NO_NETWORK, REPOSITORY, SHIPPED
 
 TINY = ["model.max_seq_length=512", "rollout.max_new_tokens=40"]
 
@@ -72,6 +77,41 @@ def test_four_bit_weights_take_what_is_planned():
     assert planned < 0.6 * sum(p.nbytes for p in load_policy(load_recipe("tiny-cpu")).model.parameters())
 
 
+def test_a_plan_adds_up_by_hand():
+    """Gemma-2-2B in 4 bit, by its own shape: 26 layers of 2,304, 8 heads and 4 pairs of 256, 9,216 inside, and
+    256,000 words; bitsandbytes' NF4 has a byte for 64 weights, and a float32 for 256 of those."""
+    recipe = load_recipe("gemma-2-2b-it")
+    linear = 26 * (2304 * (8 + 4 + 4 + 8) * 256 + 3 * 2304 * 9216)
+    rest = 256_000 * 2304 + (4 * 26 + 1) * 2304
+    rank = 16 * 26 * ((2304 + 2048) * 2 + (2304 + 1024) * 2 + (2304 + 9216) * 3)
+    by_hand = sizes(plan_memory(recipe, recipe.stage2, tokens=1100, generated=8, micro_batch=1, base=7))
+    assert by_hand["frozen weights"] == pytest.approx(linear * (0.5 + 1 / 64 + 4 / (64 * 256)) + 2 * rest, rel=1e-4)
+    assert by_hand["trained weights"] == by_hand["gradients"] == 4 * rank
+    assert by_hand["optimizer"] == 2 * rank, "of 8 bit"
+    assert by_hand["a layer's weights out of 4 bit"] == 2 * 2304 * 9216
+    cached = 8 * 1099 * 4 * 256 * 2 * 2 * 26  # no window is shorter than the sequence
+    assert by_hand["KV cache"] == pytest.approx(cached, rel=0.002)
+    few = sizes(plan_memory(recipe, recipe.stage2, tokens=40, generated=8, micro_batch=1, base=7))
+    assert few["logits of the loss"] == 40 * 256_000 * (4 + 4 + 2), "policy and reference, and a gradient in 16 bit"
+    whole = load_recipe("score-paper")
+    full = plan_memory(whole, whole.stage2, tokens=100, generated=1, micro_batch=1, base=0)
+    held = {part.name: part.moments for part in full.parts}
+    assert held["gradients"] == ("loss", "backward", "step")
+    assert sizes(full)["optimizer"] == 2 * sizes(full)["gradients"]
+    assert "model.lora.r" not in {part.smaller for part in full.parts}
+
+
+def test_validation_is_planned_where_training_writes_nothing():
+    recipe = load_recipe("tiny-cpu", ["stage1.method=supervised", "stage1.first_attempt=data", "eval.max_questions=5"])
+    dataset = load_dataset(str(SHIPPED), recipe.data)
+    five, none = plan_stage("stage1", recipe, dataset), replace(dataset, splits=dataset.splits | {"validation": []})
+    assert "KV cache" not in sizes(plan_stage("stage1", recipe, none))
+    assert sizes(five)["KV cache"] > 0
+    more = load_recipe("tiny-cpu", ["stage1.method=supervised", "stage1.first_attempt=data", "eval.max_questions=10"])
+    twice = sizes(plan_stage("stage1", more, dataset))["KV cache"]
+    assert twice == pytest.approx(2 * sizes(five)["KV cache"], rel=1e-3)
+
+
 def test_the_plan_grows_with_what_it_is_said_to_grow_with():
     one, twice = sizes(plan()), sizes(plan(generated=8, micro_batch=4))
     for name in ("KV cache", "activations", "logits of the loss"):
@@ -80,7 +120,7 @@ def test_the_plan_grows_with_what_it_is_said_to_grow_with():
     assert sizes(plan("loss.impl=reference"))["logits of the loss"] > 3 * one["logits of the loss"]
     assert sizes(plan("stage2.optimizer=adamw_8bit"))["optimizer"] == one["optimizer"] / 4
     assert sizes(plan("model.gradient_checkpointing=true"))["activations"] < one["activations"] / 2
-    assert "KV cache" not in sizes(plan("stage1.method=supervised", stage="stage1"))
+    assert "KV cache" not in sizes(plan(generated=0))
     full = plan("model.tuning=full")
     assert sizes(full)["frozen weights"] > full.parameters * 4, "a frozen copy, beside embeddings and head"
 
@@ -110,10 +150,23 @@ def test_a_stage_is_planned_at_its_longest_question():
     assert plan_stage("stage1", away, dataset).tokens == 1100, "no tokenizer here, and none is fetched"
 
 
+WITHOUT_BACKENDS = """
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in ("unsloth", "bitsandbytes") else found(name, *rest)
+from scorefast.cli import main
+main()
+"""
+
+
 def test_dry_run_prints_the_plan_of_a_model_that_is_not_here(tmp_path):
-    flags = ["--recipe", "gemma-2-2b-it", "--set", "model.load_in_4bit=false", "--dry-run"]
-    done = scorefast("stage2", "--data", SHIPPED, *flags, cwd=tmp_path)
+    """On a machine without Unsloth and bitsandbytes, where one may ask what card to buy."""
+    flags = ["--recipe", "gemma-2-2b-it", "--dry-run"]
+    command = [sys.executable, "-c", WITHOUT_BACKENDS, "stage2", "--data", str(SHIPPED), *flags]
+    environment = os.environ | {"PYTHONPATH": f"{NO_NETWORK}{os.pathsep}{REPOSITORY}"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "not to be run here: model.load_in_4bit: bitsandbytes is not installed here" in done.stderr
     assert "2,614,341,888 parameters" in done.stderr
     assert "KV cache" in done.stderr
     assert not list(tmp_path.iterdir())

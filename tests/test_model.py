@@ -21,7 +21,8 @@ from tests.conftest import SHIPPED
 def machine(monkeypatch):
     """A machine with or without CUDA, with these packages installed."""
 
-    def make(cuda, *installed):
+    def make(cuda, *installed, bfloat16=True):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
         found = importlib.util.find_spec
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
         monkeypatch.setattr(
@@ -59,6 +60,23 @@ def test_a_missing_backend_is_named_with_what_to_install(machine):
     machine(False)
     with pytest.raises(UserError, match=r"load_in_4bit: bitsandbytes is not installed"):
         resolve_backend(Model(load_in_4bit=True))
+
+
+def test_a_card_without_bfloat16_is_said_before_a_model_loads(machine):
+    """Unsloth would go on in float16, in which Gemma-2's gradients need a scaler that there is not."""
+    machine(True, "unsloth", "bitsandbytes", bfloat16=False)
+    with pytest.raises(UserError, match=r"this card has no bfloat16; --set model\.dtype=float32"):
+        resolve_backend(Model(dtype="bfloat16"))
+    assert resolve_backend(Model(dtype="float32")) == "unsloth"
+
+
+def test_a_prompt_that_leaves_no_room_for_a_reply_is_refused(recipe):
+    policy = load_policy(recipe)
+    prompt = policy.chat.first_turn("What is 12 + 30?")
+    exact = replace(policy, max_length=len(prompt) + 3)
+    assert len(generate(exact, [prompt], max_new_tokens=3, temperature=0.0, batch_size=1)[0]) == 3
+    with pytest.raises(UserError, match=rf"{len(prompt)} tokens and 4 new ones exceed model\.max_seq_length"):
+        generate(exact, [prompt], max_new_tokens=4, temperature=0.0, batch_size=1)
 
 
 class LikeUnsloth:

@@ -338,3 +338,10 @@ def test_the_answer_never_stands_in_a_prompt(chat):
         asked = chat.tokenizer.decode(t.prompt)
         assert truth not in asked or truth in t.example.question
         assert not any(ch.isdigit() for ch in chat.tokenizer.decode(t.bridge))
+
+
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day():
+    dated = CHATML.replace("You are a helpful assistant.", "Today is ' + strftime_now('%d %b %Y') + '.")
+    chat = ChatFormat(byte_level(dated, CHATML_TOKENS, TOOL, eos_token="<|im_end|>"))
+    written = "".join(text for text, _ in chat.render(chat.first_turn("1 + 1?")))
+    assert "Today is 26 Jul 2024." in written
