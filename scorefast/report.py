@@ -17,6 +17,7 @@ from rich.text import Text
 
 from scorefast.metrics import Graded, Interval, Result, wilson
 from scorefast.monitor import what_to_turn
+from scorefast.recipe import Recipe, model_path
 
 if TYPE_CHECKING:
     from scorefast.memory import Plan
@@ -200,6 +201,30 @@ def print_signs(console: Console, metrics: Sequence[dict[str, Any]], section: st
 # --- prepared data -----------------------------------------------------------------------------------------------
 
 CONTROL = ("⟦", "⟧")  # around what is a control token for the model, and not text
+
+
+def model_card(recipe: Recipe, section: str) -> str:
+    """README.md of a checkpoint, with the Hub's metadata; of its figures it says no more than where they stand."""
+    adapter = recipe.model.tuning == "lora"
+    known = {
+        "base_model": None if Path(model_path(recipe.model.name)).is_dir() else json.dumps(recipe.model.name),
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": json.dumps(["score", "self-correction", *(["lora"] if adapter else [])]),
+    }
+    metadata = "".join(f"{key}: {value}\n" for key, value in known.items() if value is not None)
+    correction = "".join(f"> {line}\n" for line in recipe.prompt.correction.splitlines())
+    return f"""---
+{metadata}---
+
+# {"A LoRA adapter of" if adapter else "A model tuned from"} {recipe.model.name}, trained to look at its answer again
+
+Trained by scorefast, {section} ([SCoRe](https://arxiv.org/abs/2409.12917)): how, `recipe.yaml` and `run.json` say; what
+it did meanwhile, `metrics.jsonl`. What it can do on held-out questions was measured where there is a `report.json`.
+
+Ask the question, and after the reply send this:
+
+{correction}"""
 
 
 def print_memory(console: Console, plan: Plan, where: str, room: int) -> None:

@@ -31,6 +31,7 @@ from scorefast.kernels import ScoreStats, score_loss
 from scorefast.metrics import Graded, rates
 from scorefast.model import Policy, generate, last_hidden, save_policy
 from scorefast.recipe import Recipe, RunError, Stage1, Stage2, UserError, dump_recipe
+from scorefast.report import model_card
 from scorefast.reward import grade_example, load_reward, rewards_of
 from scorefast.runs import METRICS, RECIPE, WORK, append_metrics, find_last, metrics_line, rotate, step_of
 from scorefast.schedule import Slots, micro_batch_size, samples_per_question, training_arguments
@@ -406,6 +407,7 @@ class ScoreTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         save_policy(self.policy, folder)
+        write_file(folder / "README.md", model_card(self.recipe, self.section))
         write_file(folder / RECIPE, dump_recipe(self.recipe))
 
     def last_saved(self) -> str:

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from scorefast.prompts import CORRECTION
 from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast, scorefast_here
 
 RATES = ("acc_t1", "acc_t2", "delta", "delta_i2c", "delta_c2i")
@@ -22,6 +23,7 @@ def test_help_and_wrong_flags_load_no_torch():
 
 
 def test_a_run_is_an_ordinary_peft_folder(trained):
+    from huggingface_hub import ModelCard
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -36,6 +38,10 @@ def test_a_run_is_an_ordinary_peft_folder(trained):
     assert (began["backend"], began["loss"]) == ("transformers", "chunked"), "what `auto` chose is on record"
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert not list(folder.rglob("training_args.bin"))
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.library_name, card.data.tags) == ("peft", ["score", "self-correction", "lora"])
+    assert card.text.endswith(f"\n> {CORRECTION}\n")
+    assert "More Information Needed" not in card.text
 
 
 def test_stage2_inherits_the_recipe_of_the_run_it_starts_from(trained):
