@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
+import resource
 import shutil
 import signal
 import subprocess
@@ -324,13 +324,15 @@ def test_a_failing_converter_leaves_nothing(run, code, said, tmp_path, monkeypat
 
 
 def test_a_full_disk_is_one_line_that_names_the_folder(run, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for kind in ("merged-16bit", "adapter"):
-        export = [sys.executable, "-m", "scorefast", "export", run, "--format", kind, "--out", tmp_path / "new" / "out"]
-        limited = f"ulimit -f 20; exec {shlex.join(map(str, export))}"  # blocks of 1,024 bytes a file
-        done = subprocess.run(["bash", "-c", limited], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stdout) == (1, ""), done.stderr
-        assert done.stderr.splitlines()[-1].startswith(f"scorefast: {tmp_path}/new/out: not written: ")
-        assert "Traceback" not in done.stderr
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+            with pytest.raises(RunError, match="new/out: not written: ") as error:
+                export_checkpoint(open_checkpoint(str(run)), kind, tmp_path / "new" / "out", lambda _: None)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert "\n" not in str(error.value)
         assert not names(tmp_path), "nothing is left"
 
 

@@ -160,7 +160,7 @@ main()
 
 
 def test_dry_run_prints_the_plan_of_a_model_that_is_not_here(tmp_path):
-    """On a machine without Unsloth and bitsandbytes, where one may ask what card to buy."""
+    """And asks nobody for it, on a machine without Unsloth and bitsandbytes, where one may ask what card to buy."""
     flags = ["--recipe", "gemma-2-2b-it", "--dry-run"]
     command = [sys.executable, "-c", WITHOUT_BACKENDS, "stage2", "--data", str(SHIPPED), *flags]
     environment = os.environ | {"PYTHONPATH": f"{NO_NETWORK}{os.pathsep}{REPOSITORY}"}

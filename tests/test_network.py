@@ -21,14 +21,6 @@ def test_the_guard_sees_what_is_meant_to_reach_the_hub(tmp_path, arguments):
     assert "network: socket.getaddrinfo" in done.stderr
 
 
-@pytest.mark.parametrize("recipe", ["tiny-cpu", "gemma-2-2b-it"])
-def test_planning_contacts_nobody(tmp_path, recipe):
-    """Not even where the recipe names a model of the hub: its configuration comes with the package."""
-    flags = ["--recipe", recipe, "--set", "model.backend=transformers", "--set", "model.load_in_4bit=false"]
-    done = scorefast("stage1", "--data", SHIPPED, *flags, "--dry-run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-
-
 def test_a_whole_run_contacts_nobody(trained, tmp_path):
     """`trained` came from prepare, stage1 and stage2 under the guard."""
     for arguments in (
