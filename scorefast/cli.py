@@ -21,6 +21,7 @@ from rich.console import Console
 
 from scorefast import __version__
 from scorefast.recipe import GraderName, Recipe, RunError, UserError, dump_recipe, model_path
+from scorefast.runs import Interrupted, leaving_on_signals
 from scorefast.settings import chosen_recipe, data_flags, grader_name, resumed_recipe
 
 app = typer.Typer(
@@ -54,7 +55,9 @@ GraderOption = Annotated[
 ]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A .yaml file or the name of a shipped recipe.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key, e.g. stage2.alpha=5.")]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Folder to make; default: a new one under runs/.")]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Folder to make; default: a new one under runs/.", readable=False)
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Overrides the recipe's seed.")]
 FromOption = Annotated[str | None, typer.Option("--from", help="Checkpoint to start from; default: the base model.")]
 ResumeOption = Annotated[
@@ -70,8 +73,14 @@ def main() -> NoReturn:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (2>&-: there is none)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # before the libraries are imported that read them
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     try:
-        app()
+        _require_text(sys.argv)
+        with leaving_on_signals():
+            app()
+    except Interrupted as stop:
+        sys.exit(128 + stop.signum)
     except UserError as error:
         _fail(str(error), 2)
     except RunError as error:
@@ -80,10 +89,18 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in DISK:
+        if error.errno not in DISK and error.filename is None:
             raise
-        _fail(f"{error.filename or 'the disk'}: {error.strerror}", 1)
+        _fail(f"{error.filename or 'the disk'}: {error.strerror}", 1 if error.errno in DISK else 2)
     sys.exit(0)
+
+
+def _require_text(given: list[str]) -> None:
+    for argument in given:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:  # a name from a disk of another time, which no report or recipe could hold
+            raise UserError(f"{argument.encode(errors='backslashreplace').decode()}: not UTF-8; rename it") from None
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -322,7 +339,7 @@ def _start_run(out: Path, settings: Recipe, facts: dict[str, Any], dataset: Any)
 def _run_stage(job: Any, console: Console, resume: bool, given: list[str]) -> None:
     """given: the command without --resume, to be shown to who interrupts it."""
     from scorefast import runs
-    from scorefast.stages import Interrupted, run_stage
+    from scorefast.stages import run_stage
 
     try:
         run_stage(job, console, resume=resume)
@@ -398,12 +415,21 @@ def eval_(
         return
     context = {"data": dataset.source, "split": split, "model": settings.model.name, "version": __version__}
     with _work(console, settings):
-        from scorefast.evaluate import evaluate_checkpoints
+        from scorefast.evaluate import NotWritten, evaluate_checkpoints
 
-        content, path = evaluate_checkpoints(opened, settings, examples, context, console, out=out, with_probe=probe)
-        if dataset.dropped_rows:
-            write_dropped(dataset.dropped_rows, path.parent / runs.DROPPED)
-    print(json.dumps(content) if as_json else path)
+        unwritten, path = None, None
+        try:
+            content, path = evaluate_checkpoints(
+                opened, settings, examples, context, console, out=out, with_probe=probe
+            )
+        except NotWritten as error:
+            content, unwritten = error.content, error
+    if as_json or path is not None:
+        print(json.dumps(content) if as_json else path)
+    if unwritten is not None:
+        raise unwritten
+    if dataset.dropped_rows and path is not None:
+        write_dropped(dataset.dropped_rows, path.parent / runs.DROPPED)
 
 
 @app.command()
@@ -440,7 +466,7 @@ def chat(
 @app.command()
 def export(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder.")],
-    out: Annotated[Path, typer.Option("--out", help="A new or empty folder.")],
+    out: Annotated[Path, typer.Option("--out", help="A new or empty folder.", readable=False)],
     format_: Annotated[str, typer.Option("--format", help="adapter, merged-16bit or gguf.")] = "merged-16bit",
     quiet: QuietOption = False,
 ) -> None:
@@ -454,13 +480,7 @@ def export(
     from scorefast.export import export_checkpoint, export_recipe
 
     with _work(console, export_recipe(opened)):
-        from scorefast.stages import Interrupted, StopOnSignal
-
-        try:
-            with StopOnSignal():
-                export_checkpoint(opened, cast(Any, format_), out, partial(console.print, soft_wrap=True))
-        except Interrupted as stop:
-            raise typer.Exit(128 + stop.signum) from None
+        export_checkpoint(opened, cast(Any, format_), out, partial(console.print, soft_wrap=True))
     print(out)
 
 

@@ -22,8 +22,8 @@ NOT_OF_THE_MODEL = {SEAL, "run.json", "trainer_state.json", "report.json"}
 UNSEALED = ("README.md",)  # a model card is there to be edited
 
 
-def write_file(path: Path, content: str) -> None:
-    """Replace `path` by a file of that content: after a crash it holds the old bytes or the new ones.
+def write_file(path: Path, content: str | bytes) -> None:
+    """Replace `path` by a file of that content: after a crash, or on a full disk, it holds the old bytes or the new.
 
     A link that stands in the way, in a folder that came from elsewhere, is replaced and not followed.
     """
@@ -31,7 +31,7 @@ def write_file(path: Path, content: str) -> None:
     try:
         beside.unlink(missing_ok=True)
         with beside.open("xb") as file:
-            file.write(content.encode())
+            file.write(content if isinstance(content, bytes) else content.encode())
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -66,6 +66,13 @@ def damage(folder: Path) -> str | None:
 
     A seal tells damage, not forgery: whoever can change a file can seal it anew.
     """
+    try:
+        return _damage(folder)
+    except OSError as error:
+        return f"it cannot be read: {error.filename}: {error.strerror}"
+
+
+def _damage(folder: Path) -> str | None:
     if not (folder / SEAL).exists():
         return f"it has no {SEAL}, so it was never finished"
     try:
@@ -95,6 +102,7 @@ def written_whole(target: Path, work: Path) -> Iterator[Path]:
     partial = work / target.name
     shutil.rmtree(work, ignore_errors=True)
     try:
+        work.unlink(missing_ok=True)  # a file, or a link to where nothing of ours is to be written
         work.mkdir()
         partial.mkdir()
         yield partial

@@ -14,11 +14,12 @@ from rich.console import Console
 
 from scorefast import report
 from scorefast.data import Example
+from scorefast.durable import write_file
 from scorefast.grading import Grade
 from scorefast.metrics import Graded, summarize, wilson
 from scorefast.model import Policy, chat_format, generate, load_policy
 from scorefast.prompts import ChatFormat
-from scorefast.recipe import Recipe, UserError
+from scorefast.recipe import Recipe, RunError, UserError
 from scorefast.reward import grade_example
 from scorefast.rollout import Attempt, Generate, Trajectory, attempt, first_attempts, second_attempts
 from scorefast.runs import Checkpoint, claim_run
@@ -174,16 +175,26 @@ def evaluate_checkpoints(
     report.print_before_and_after(console, named)
 
     whole = {"results": [r.as_json() for r in results], **context} | ({"probe": probes} if probes else {})
-    folder = out
-    for checkpoint, result, (name, graded) in zip(checkpoints, results, named, strict=True):
-        one = {"results": [result.as_json()], **context} | ({"probe": {name: probes[name]}} if probes else {})
-        beside = _folder_for(checkpoint, out)
-        _write(beside, one, [(name, graded)])
-        folder = out or beside
-    assert folder is not None
-    if out is not None:
-        _write(out, whole, named)
-    return whole, folder / "report.json"
+    try:
+        beside = [_folder_for(checkpoint, out) for checkpoint in checkpoints]
+        for folder, result, (name, graded) in zip(beside, results, named, strict=True):
+            one = {"results": [result.as_json()], **context} | ({"probe": {name: probes[name]}} if probes else {})
+            _write(folder, one, [(name, graded)])
+        if out is not None:
+            _write(out, whole, named)
+    except OSError as error:
+        raise NotWritten(
+            whole, f"{error.filename2 or error.filename}: the report was not written: {error.strerror}"
+        ) from None
+    return whole, (out or beside[-1]) / "report.json"
+
+
+class NotWritten(RunError):
+    """All was evaluated, `content` is the report, and there is no place for it."""
+
+    def __init__(self, content: dict[str, Any], message: str):
+        super().__init__(message)
+        self.content = content
 
 
 def _evaluate_one(
@@ -211,8 +222,6 @@ def _folder_for(checkpoint: Checkpoint | None, out: Path | None) -> Path:
 
 
 def _write(folder: Path, content: dict[str, Any], named: Iterable[tuple[str, Sequence[Graded]]]) -> None:
-    (folder / "report.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    with (folder / "transcripts.jsonl").open("w", encoding="utf-8") as file:
-        for name, graded in named:
-            for g in graded:
-                file.write(json.dumps({"checkpoint": name, **g.as_json()}, ensure_ascii=False) + "\n")
+    lines = [{"checkpoint": name, **g.as_json()} for name, graded in named for g in graded]
+    write_file(folder / "transcripts.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
+    write_file(folder / "report.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -10,6 +10,7 @@ WINDOW = 5  # steps that a figure is averaged over, now and at the beginning
 SOLVED = 0.98  # where second attempts are this accurate, attempts that all look alike are no bad sign
 
 
+NEEDED = {"truncated", "acc_t2", "changed", "edit_distance", "advantage_zero", "length_t2"}
 # What to turn, by sign; {stage} is the section of the recipe.
 TURN = {
     "cut": "raise rollout.max_new_tokens",
@@ -35,7 +36,9 @@ def signs(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     if len(steps) < WINDOW:
         return {}
     now, start = (_means(part) for part in (steps[-WINDOW:], steps[:WINDOW]))
-    found = {}
+    found: dict[str, str] = {}
+    if not now.keys() & start.keys() >= NEEDED:  # they were not finite, or the log is not of ours
+        return found
     if now["truncated"] > 0.2:
         found["cut"] = f"{now['truncated']:.0%} of attempts are cut off"
     if now["acc_t2"] >= SOLVED:
@@ -60,7 +63,7 @@ def signs(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def what_to_turn(name: str, section: str) -> str:
-    return TURN[name].format(stage=section)
+    return TURN.get(name, "").format(stage=section)
 
 
 def skipped_in_a_row(history: Sequence[Mapping[str, Any]]) -> int:

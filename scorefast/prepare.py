@@ -6,6 +6,7 @@ duplicates: the questions that share all their numbers with another, or have non
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import platform
@@ -35,7 +36,7 @@ from scorefast.data import (
     note_families,
     read_questions,
 )
-from scorefast.durable import file_sha256
+from scorefast.durable import file_sha256, write_file
 from scorefast.metrics import wilson
 from scorefast.presets import COLUMNS, OPTIONAL
 from scorefast.recipe import Recipe, UserError
@@ -193,9 +194,10 @@ def _write_dropped(file: IO[str], item: Dropped) -> None:
 
 def write_dropped(items: Iterable[Dropped], path: Path) -> None:
     """Every row left out as one JSON line: file, line, reason, row."""
-    with path.open("w", encoding="utf-8") as file:
-        for item in items:
-            _write_dropped(file, item)
+    file = io.StringIO()
+    for item in items:
+        _write_dropped(file, item)
+    write_file(path, file.getvalue())
 
 
 def _batches(path: Path) -> Iterator[list[dict[str, Any]]]:

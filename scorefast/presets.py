@@ -13,6 +13,7 @@ from scorefast.untrusted import listed, shortened
 
 COLUMNS = ("question", "original_answer", "correct_answer")
 OPTIONAL = ("grader", "original_answer_by")
+LONGEST = 100_000  # characters of a text: several times what a model reads at once, a second of its tokenizer
 
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 
@@ -119,6 +120,9 @@ def parse_rows(
     for name, values in parsed.items():
         if "\0" in "".join(values):
             problems.update({i: "NUL character" for i, text in enumerate(values) if "\0" in text and i not in problems})
+        if any(len(text) > LONGEST for text in values):
+            longer = f"{name} of more than {LONGEST:,} characters"
+            problems.update({i: longer for i, text in enumerate(values) if len(text) > LONGEST and i not in problems})
         if name != "original_answer" and not all(values):
             for i, text in enumerate(values):
                 if not text:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from scorefast.durable import write_file
 from scorefast.metrics import Graded, Interval, Result, wilson
 from scorefast.monitor import what_to_turn
 from scorefast.recipe import Recipe, model_path
@@ -180,8 +181,10 @@ def draw_learning_curve(metrics: Sequence[dict[str, Any]], title: str, path: Pat
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=120, format="png")
     pyplot.close(figure)
+    write_file(path, image.getvalue())
 
 
 def print_signs(console: Console, metrics: Sequence[dict[str, Any]], section: str) -> None:

@@ -8,6 +8,7 @@ import math
 import operator
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -41,6 +42,30 @@ class Checkpoint:
     is_adapter: bool
     base: str
     recipe: Recipe | None
+
+
+class Interrupted(BaseException):
+    """What runs was asked to stop, by the signal `signum`; a stage has saved by then what it had."""
+
+    def __init__(self, signum: int):
+        self.signum = signum
+
+
+@contextlib.contextmanager
+def leaving_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise Interrupted, so that what is half done is cleared away. One that is ignored (by nohup)
+    still is."""
+
+    def leave(signum: int, frame: Any) -> None:
+        raise Interrupted(signum)
+
+    wanted = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+    before = {n: signal.signal(n, leave) for n in wanted if signal.getsignal(n) == signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def open_checkpoint(text: str) -> Checkpoint:
@@ -109,17 +134,25 @@ def claim_run(out: Path | None, name: str, *, resume: bool = False) -> Path:
         try:
             folder.mkdir(parents=True)
             return folder
-        except FileExistsError:
+        except OSError as error:
+            if not os.path.lexists(folder):  # not taken: its parent is a file, a link to nowhere, not ours to write
+                raise UserError(f"{folder}: cannot be made: {error.strerror}; name another place with --out") from None
             number += 1
 
 
 def require_free(out: Path | None, *, resume: bool = False) -> None:
     """Raises UserError where `out` is taken; with `resume`, not by what a run leaves that was killed at its start."""
-    if out is None or not out.exists():
+    if out is None:
+        return
+    if not str(out).isprintable():  # it will be the line on stdout
+        raise UserError(f"--out {str(out)!r}: has a character that cannot be printed")
+    if not out.exists():
         return
     if not out.is_dir():
         raise UserError(f"{out}: is a file; --out takes a folder, new or empty")
     names = {path.name for path in out.iterdir()}
+    if names == {WORK}:
+        raise UserError(f"{out}: holds what a killed command left behind, {out / WORK}; remove that")
     if names - (LEFTOVERS if resume and LOCK in names else {LOCK}):
         run = "continue the run in it with --resume" if (out / RUN).is_file() else "an empty one"
         raise UserError(f"{out}: already holds files; choose another --out, or {run}")
@@ -194,6 +227,8 @@ def require_same_beginning(
     """Raises UserError where the run to resume began as another stage, on other data, or on another model. Of other
     versions of the libraries `note` is told."""
     began = read_json(folder / RUN)
+    if lacking := sorted({"stage", "data_sha256", "from"} - began.keys()):
+        raise UserError(f"{folder / RUN}: lacks {lacking[0]}: what this run is of cannot be known; name a new --out")
     if facts.get("from_sha256") and began.get("from_sha256"):
         facts = facts | {"from": began.get("from")}  # wherever it lies now
     differ = [key for key in facts if key in began and began[key] != facts[key]]
@@ -207,7 +242,7 @@ def require_same_beginning(
     }
     for key in wanted:
         if key in differ:
-            raise UserError(f"{folder}: {wanted[key]}; or start another run in a new --out")
+            raise UserError(f"{folder}: {wanted[key]}; to begin another run, name a new --out")
     before = began.get("versions")
     if not isinstance(before, dict):  # begun before they were noted
         return
@@ -283,11 +318,15 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         if line.endswith(b"\n"):
             try:
                 found.append(json.loads(line))
-                if type(found[-1]["step"]) is not int:
+                if type(found[-1]["step"]) is not int or not all(_is_figure(v) for v in found[-1].values()):
                     raise TypeError
             except (ValueError, TypeError, KeyError, RecursionError):
                 raise UserError(f"{path}:{number}: not a line of metrics") from None
     return found
+
+
+def _is_figure(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)
 
 
 def metrics_until(run: Path, step: int, history: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:

@@ -25,9 +25,19 @@ from scorefast.metrics import Graded
 from scorefast.model import chat_format, load_policy, resolve_backend
 from scorefast.objective import is_on_policy
 from scorefast.prompts import ChatFormat
-from scorefast.recipe import Recipe, RunError, Stage1, Stage2, UserError
+from scorefast.recipe import Recipe, RunError, Stage1, Stage2, UserError, load_recipe
 from scorefast.reward import load_reward, try_reward
-from scorefast.runs import Checkpoint, change_recipe, find_last, metrics_until, step_of
+from scorefast.runs import (
+    RECIPE,
+    RUN,
+    Checkpoint,
+    Interrupted,
+    change_recipe,
+    changes_allowed,
+    find_last,
+    metrics_until,
+    step_of,
+)
 from scorefast.schedule import micro_batch_size, samples_per_question, training_arguments
 from scorefast.trainer import ScoreTrainer
 from scorefast.untrusted import one_line, read_json, require_sound_folder, shortened
@@ -41,13 +51,6 @@ SavedState: Any = create_model(
     __config__=ConfigDict(strict=True, extra="forbid"),
     **{name: (kind, ... if name in _NEEDED else None) for name, kind in _KINDS.items()},  # type: ignore[call-overload]
 )
-
-
-class Interrupted(BaseException):
-    """The run was asked to stop and has saved what it had; `signum` says by what."""
-
-    def __init__(self, signum: int):
-        self.signum = signum
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,8 @@ def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
     )
     with StopOnSignal() as stop:
         policy = load_policy(recipe, job.start, trainable=True)
+        if os.environ.get("RANK", "0") == "0" and not (job.folder / RUN).is_file():
+            raise UserError(f"{job.folder}: is no longer there: it was removed while the model was loading")
         progress = ProgressLine(console, stage.max_steps)
 
         def show(step: int, graded: list[Graded]) -> None:
@@ -219,6 +224,8 @@ def find_resumable(job: StageRun, console: Console) -> tuple[Path | None, list[d
         return None, []
     if step_of(last) > most:
         raise UserError(f"{last}: the run is already past {job.section}.max_steps = {most}")
+    if (last / RECIPE).is_file():  # sealed with what it was trained by; the run's own can be edited
+        changes_allowed(job.folder, job.section, load_recipe(str(last / RECIPE)), job.recipe)
     metrics, damaged = metrics_until(job.folder, step_of(last), require_resumable(last))
     if damaged:
         console.print(f"{damaged}; written anew from {last}", soft_wrap=True)
@@ -240,7 +247,7 @@ def require_resumable(last: Path) -> list[dict[str, Any]]:
     except KeyError:
         raise UserError(f"{path}: not a state of the Trainer: log_history has a line without its step") from None
     if state["global_step"] != step_of(last):
-        raise UserError(f"{path}: is of step {state['global_step']}; its folder has been renamed")
+        raise UserError(f"{path}: is of step {state['global_step']}; its folder has been renamed; name it as it was")
     return history
 
 

@@ -35,7 +35,7 @@ from scorefast.report import model_card
 from scorefast.reward import grade_example, load_reward, rewards_of
 from scorefast.runs import METRICS, RECIPE, WORK, append_metrics, find_last, metrics_line, rotate, step_of
 from scorefast.schedule import Slots, micro_batch_size, samples_per_question, training_arguments
-from scorefast.untrusted import one_line
+from scorefast.untrusted import one_line, shortened
 
 MOST_SKIPPED = 3  # steps in a row that come to nothing before a run stops
 Sampled = TypeVar("Sampled")
@@ -422,7 +422,10 @@ class ScoreTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _resuming(checkpoint):
+            new = [dict(group) for group in self.optimizer.param_groups] if self.optimizer else []
             super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is not None:
+                _require_alike(new, self.optimizer)
         self._resumed_from = checkpoint
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -439,6 +442,25 @@ def _resuming(checkpoint: str | None) -> Iterator[None]:
         if should_reduce_batch_size(error):
             raise
         raise UserError(f"{checkpoint}: cannot be resumed from: {one_line(error)}") from None
+
+
+def _require_alike(new: list[dict[str, Any]], optimizer: Any) -> None:
+    """Raises ValueError where a loaded optimizer has other settings than it was made with, or moments of other shapes:
+    torch would take them, and fail in the next step."""
+    for made, loaded in zip(new, optimizer.param_groups, strict=True):
+        for name in made.keys() - {"params"}:
+            if name not in loaded or _kind(loaded[name]) != _kind(made[name]):
+                raise ValueError(f"optimizer.pt: {name} is {shortened(repr(loaded.get(name)), 50)}")
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if name.startswith("exp_avg") and getattr(value, "shape", None) != parameter.shape:
+                raise ValueError(f"optimizer.pt: {name} is not of its parameter's shape {tuple(parameter.shape)}")
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_kind(v) for v in value]
+    return float if type(value) is int else type(value)
 
 
 def rng_state() -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -274,3 +275,55 @@ def test_readme_commands_exist():
             helps[command] = scorefast(command, "--help", cwd=REPOSITORY).stdout
         for flag in re.findall(r"(?<!\S)--[a-z-]+", rest):
             assert flag in helps[command], f"scorefast {command} has no {flag}"
+
+
+def test_a_place_where_nothing_can_be_made_is_one_line(tmp_path):
+    (tmp_path / "runs").symlink_to(tmp_path / "nowhere")
+    done = scorefast_here("prepare", SHIPPED, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith("scorefast: runs/data: cannot be made: ")
+    (tmp_path / "runs").unlink()
+    (tmp_path / "runs").write_text("a file")
+    assert scorefast_here("prepare", SHIPPED, cwd=tmp_path).returncode == 2
+
+
+def test_what_a_killed_command_left_is_named(tmp_path):
+    (tmp_path / "out" / ".partial").mkdir(parents=True)
+    done = scorefast_here("prepare", SHIPPED, "--out", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("killed command left behind, out/.partial; remove that")
+
+
+@pytest.mark.parametrize("name", ["n\udcff.csv", "n\udcff"])
+def test_a_name_that_is_not_utf8_is_one_line(tmp_path, name):
+    for arguments in (["prepare", name], ["stage1", "--data", SHIPPED, "--out", name]):
+        done = scorefast_here(*arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].endswith(": not UTF-8; rename it")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_must_not_be_read_is_one_line(tmp_path, monkeypatch):
+    own = Path.open
+
+    def unreadable(path, *given, **more):
+        if path.name == "secret.csv":
+            raise PermissionError(13, "Permission denied", str(path))
+        return own(path, *given, **more)
+
+    (tmp_path / "secret.csv").write_text("question,correct_answer\n1+1?,2\n")
+    monkeypatch.setattr(Path, "open", unreadable)
+    done = scorefast_here("stage1", "--data", "secret.csv", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "secret.csv: Permission denied" in done.stderr.splitlines()[-1]
+
+
+def test_a_command_without_streams_ends_by_itself(tmp_path):
+    """0<&- and >&-: Python then has no sys.stdin and no sys.stdout."""
+    grade = f"{sys.executable} -m scorefast grade /dev/null"
+    for closed, code in (("0<&-", 2), (">&-", 2), ("0<&- >&-", 2)):
+        done = subprocess.run(
+            f"{grade} {closed}", shell=True, cwd=REPOSITORY, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr

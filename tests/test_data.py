@@ -275,3 +275,14 @@ def test_near_duplicates_are_found_among_many():
     assert found <= expected
     assert len(expected) > 80
     assert len(found) >= 0.97 * len(expected)
+
+
+def test_a_text_that_no_model_could_read_is_a_bad_row(tmp_path):
+    """A tokenizer would take minutes over one of 30 MB, without a word."""
+    rows = [f"What is {n} + 1?,{n + 1}" for n in range(300)]
+    rows[7], rows[8] = f"{'x' * 100_000},2", f"{'x' * 100_001},2"
+    (tmp_path / "d.csv").write_text("\n".join(["question,correct_answer", *rows]))
+    dataset = load_dataset(str(tmp_path / "d.csv"), Data())
+    assert [(row.line, row.reason) for row in dataset.dropped_rows] == [
+        (10, "question of more than 100,000 characters")
+    ]

@@ -16,11 +16,11 @@ import torch
 from rich.console import Console
 
 from benchmarks import faults
-from scorefast.data import content_sha256
+from scorefast.data import content_sha256, load_dataset
 from scorefast.durable import damage, seal
 from scorefast.recipe import UserError, load_recipe
 from scorefast.runs import changes_allowed, find_last, has_begun, read_metrics, start_run
-from scorefast.stages import run_stage
+from scorefast.stages import StageRun, run_stage
 from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast_here
 from tests.test_faults import begun
 
@@ -274,7 +274,7 @@ def test_what_a_run_stands_on_must_not_change(trained, tmp_path):
 
     def says(message: str, *command: str) -> None:
         said = refusal(scorefast_here(*(command or second), "--resume", "--dry-run", cwd=tmp_path))
-        assert said == f"scorefast: run: {message}; or start another run in a new --out"
+        assert said == f"scorefast: run: {message}; to begin another run, name a new --out"
 
     says("it is a run of stage1, not of stage2", "stage2", *second[1:])
     (tmp_path / "start").rename(tmp_path / "elsewhere")  # the same by content
@@ -324,3 +324,64 @@ def test_nobody_has_to_hear_what_a_run_says(tmp_path):
         assert find_last(tmp_path / f"run{number}")[0]
     refused = subprocess.run(f"{shlex.join(command)} --data nowhere 2>/dev/full", shell=True, cwd=tmp_path, check=False)
     assert refused.returncode == 2
+
+
+def test_a_recipe_edited_in_the_run_is_refused_by_what_its_checkpoint_was_trained_by(finished):
+    recipe = (finished / "recipe.yaml").read_text()
+    (finished / "recipe.yaml").write_text(recipe.replace("beta2: 1.0", "beta2: 0.5", 1))
+    assert "began with stage1.beta2 = 1.0, not 0.5" in refusal(resume(finished, *LONGER))
+
+
+def test_a_run_that_does_not_say_what_it_is_of_is_refused(finished):
+    (finished / "run.json").write_text("{}")
+    assert "run.json: lacks data_sha256" in refusal(resume(finished, *LONGER))
+
+
+@pytest.mark.parametrize(
+    "spoiled", [{"edit_distance": "9"}, {"length_t1": [1]}, {"warning_unheard_of": 1.0, "truncated": None}]
+)
+def test_figures_of_another_kind_in_the_log_do_not_end_the_run(finished, spoiled):
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    steps = [line | spoiled if "loss" in line else line for line in lines]
+    (finished / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
+    done = resume(finished, *LONGER)
+    assert done.returncode == 0, done.stderr
+    assert [m["step"] for m in read_metrics(finished) if "loss" in m] == [1, 2, 3]
+    assert ("written anew" in done.stderr) == ("truncated" not in spoiled)
+
+
+@pytest.mark.parametrize("harm", ["shape", "rate", "lacks"])
+def test_an_optimizer_of_other_moments_or_settings_is_one_line(finished, harm):
+    path = finished / "checkpoint-2" / "optimizer.pt"
+    saved = torch.load(path, weights_only=True)
+    if harm == "shape":
+        saved["state"][0]["exp_avg"] = torch.zeros(3)
+    elif harm == "rate":
+        saved["param_groups"][0]["lr"] = "x"
+    else:
+        del saved["param_groups"][0]["betas"]
+    torch.save(saved, path)
+    seal(finished / "checkpoint-2")
+    assert "checkpoint-2: cannot be resumed from: optimizer.pt: " in refusal(resume(finished, *LONGER))
+
+
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(finished, monkeypatch):
+    shutil.copytree(finished / "checkpoint-2", finished / "checkpoint-1")
+    own = Path.open
+
+    def unreadable(path, *given, **more):
+        if path == finished / "checkpoint-2" / "optimizer.pt":
+            raise PermissionError(13, "Permission denied", str(path))
+        return own(path, *given, **more)
+
+    monkeypatch.setattr(Path, "open", unreadable)
+    last, passed_over = find_last(finished)
+    assert last == finished / "checkpoint-1"
+    assert passed_over[0].endswith("optimizer.pt: Permission denied")
+
+
+def test_a_run_removed_while_its_model_loads_is_not_made_again(recipe, tmp_path):
+    job = StageRun("stage1", recipe, load_dataset(str(SHIPPED), recipe.data), None, tmp_path / "gone")
+    with pytest.raises(UserError, match="was removed while the model was loading"):
+        run_stage(job, Console(quiet=True))
+    assert not (tmp_path / "gone").exists()

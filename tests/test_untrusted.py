@@ -20,10 +20,11 @@ from scorefast import prompts
 from scorefast.durable import seal
 from scorefast.model import load_config, load_policy, save_policy
 from scorefast.recipe import EMBEDDED_MODELS, UserError, dump_recipe, load_recipe
+from scorefast.report import draw_learning_curve
 from scorefast.runs import RECIPE, Checkpoint, open_checkpoint
 from scorefast.settings import chosen_recipe
 from scorefast.untrusted import bounded_work, read_json
-from tests.conftest import SHIPPED, scorefast
+from tests.conftest import SHIPPED, scorefast, scorefast_here
 
 TINY = EMBEDDED_MODELS["tiny-gemma2"]
 ENDLESS = "^(([a-z0-9_.])+)+!$"  # a pattern that tries for ever
@@ -390,3 +391,35 @@ def test_metrics_go_to_no_service_that_only_a_checkpoint_names(tmp_path):
     assert (ours.report_to, ours.seed) == ("none", 5)
     assert said[-1].startswith("report_to: 'wandb', as in ")
     assert chosen_recipe("auto", ["report_to=wandb"], start, said.append, rewards=True) == theirs
+
+
+def test_what_is_written_beside_a_strangers_checkpoint_follows_no_link(trained, tmp_path):
+    """Reports, rows left out and the curve: a link in the folder would lead to any file of the user's."""
+    theirs = tmp_path / "theirs"
+    shutil.copytree(trained / "runs/stage1", theirs)
+    rows = SHIPPED.read_text(encoding="utf-8").splitlines()[:200]
+    (tmp_path / "d.csv").write_text("\n".join([*rows, ",,"]) + "\n", encoding="utf-8")
+    (tmp_path / "mine").write_text("precious")
+    for name in ("report.json", "transcripts.jsonl", "dropped.jsonl", "curve.png"):
+        (theirs / name).unlink(missing_ok=True)
+        (theirs / name).symlink_to("../mine")
+    few = ["--set", "eval.max_questions=3"]
+    done = scorefast_here("eval", "theirs", "--data", "d.csv", *few, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "theirs/report.json\n"), done.stderr
+    draw_learning_curve([{"step": 1, "acc_t1": 0.5, "acc_t2": None}], "x", theirs / "curve.png")
+    assert (tmp_path / "mine").read_text() == "precious"
+    assert not any(path.is_symlink() for path in theirs.iterdir())
+    assert (theirs / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_that_cannot_be_written_is_printed_and_the_old_one_kept(trained, tmp_path):
+    shutil.copytree(trained / "runs/stage1", tmp_path / "run")
+    (tmp_path / "run/report.json").write_text("old")
+    (tmp_path / "run/transcripts.jsonl").unlink(missing_ok=True)
+    (tmp_path / "run/transcripts.jsonl").mkdir()
+    few = ["--set", "eval.max_questions=3"]
+    done = scorefast_here("eval", "run", "--data", SHIPPED, *few, "--json", cwd=tmp_path)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["results"][0]["n"] == 3
+    assert "transcripts.jsonl: the report was not written: " in done.stderr.splitlines()[-1]
+    assert (tmp_path / "run/report.json").read_text() == "old"
