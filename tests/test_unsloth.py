@@ -133,3 +133,80 @@ def test_unsloth_is_asked_for_what_the_recipe_says_and_no_more(asked, tmp_path):
     assert made["exact"]
     assert made["again"] == ["from_pretrained", "get_peft_model"]
     assert (made["UNSLOTH_DISABLE_STATISTICS"], made["UNSLOTH_AUTO_INSTALL"]) == ("1", "0")
+
+
+TRAPS = """
+import json, sys
+from functools import partial
+from scorefast.recipe import load_recipe
+recipe = load_recipe("tiny-cpu", ["model.backend=unsloth", *sys.argv[1:]])
+from scorefast.model import generate, import_backend, load_policy
+import_backend(recipe.model)
+import torch
+from scorefast import rollout
+from scorefast.data import load_dataset
+from scorefast.objective import TurnCoefficients
+from scorefast.trainer import micro_batch_loss
+policy = load_policy(recipe, trainable=True)
+model, chat = policy.model, policy.chat
+model.train()
+
+def flags():
+    return [(m.training, getattr(m, "gradient_checkpointing", None)) for m in model.modules()] + [
+        model.config.use_cache, policy.tokenizer.padding_side]
+
+def scored(kl_coef):
+    coefs = TurnCoefficients(torch.tensor([[0.5, -1.0]] * 4), torch.tensor([kl_coef] * 4))
+    batch = rollout.collate(trajectories, coefs, policy.tokenizer.pad_token_id)
+    batch = {name: value.to(model.device) for name, value in batch.items()}
+    return batch, micro_batch_loss(model, policy, batch, recipe)
+
+examples = load_dataset("data/score.csv", recipe.data).splits["train"][:4]
+greedy = partial(generate, policy, max_new_tokens=12, temperature=0.0, batch_size=4)
+before = flags()
+replies = [greedy([chat.first_turn(e.question) for e in examples]) for _ in range(2)]
+kept = flags() == before
+trajectories = rollout.two_turn_rollout(greedy, chat, examples)
+_, (_, stats, _) = scored([1.0, 1.0])
+at_start = stats.kl.abs().max().item()
+generator = torch.Generator().manual_seed(0)
+with torch.no_grad():
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+batch, (loss, stats, _) = scored([0.3, 0.7])
+loss.backward()
+norm = sum(p.grad.float().square().sum() for p in model.parameters() if p.grad is not None).sqrt().item()
+inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+with torch.no_grad():
+    logp = model(**inputs).logits.float().log_softmax(-1)[:, :-1]
+    with model.disable_adapter():
+        ref = model(**inputs).logits.float().log_softmax(-1)[:, :-1]
+taken = logp.gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
+kl = (logp.exp() * (logp - ref)).sum(-1)
+expected = (-batch["pg_coef"][:, 1:] * taken + batch["kl_coef"][:, 1:] * kl).sum()
+print(json.dumps({
+    "device": model.device.type, "kept": kept, "same": replies[0] == replies[1], "at_start": at_start, "norm": norm,
+    "moved": kl[batch["turn"][:, 1:] > 0].mean().item(), "loss": loss.item(), "expected": expected.item(),
+}))
+"""
+ON_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[ON_A_GPU, pytest.mark.gpu])])
+def test_unsloths_own_paths_give_the_loss_of_the_models_logits(device):
+    """On CUDA its fused attention, adapters and inference are others than on a CPU. `generate` turns back what it
+    turns; policy and reference are one before a step, with the adapter off; hidden states go through the wrappers."""
+    sixteen = ["model.dtype=bfloat16"] if device == "cuda" else []
+    command = [sys.executable, "-c", TRAPS, FOUR_BIT[0], "model.gradient_checkpointing=true", *sixteen]
+    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["device"] == device
+    assert seen["kept"]
+    assert seen["same"]
+    assert seen["at_start"] < 1e-6
+    assert seen["moved"] > 1e-2, "the adapter makes another distribution"
+    assert seen["norm"] > 0
+    assert seen["loss"] == pytest.approx(seen["expected"], rel=1e-4 if device == "cpu" else 2e-2)
