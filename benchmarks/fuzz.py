@@ -515,7 +515,12 @@ def _report(results: list[dict], seed: int) -> str:
             f"| {memory} MiB | {edges} | {r['error'] or 'none'} |"
         )
     kept = sorted(f"{path.parent.name}/{path.name}" for path in CORPUS.glob("*/*"))
-    lines += ["", f"In tests/corpus, tried again by the tests: {len(kept)} inputs that once failed.", ""]
+    lines += [
+        "",
+        f"In tests/corpus, tried again by the tests: {len(kept)} inputs that once failed, or were "
+        "written by hand to fail the code as it was.",
+        "",
+    ]
     return "\n".join(lines)
 
 

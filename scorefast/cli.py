@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+DENIED = (errno.EACCES, errno.EPERM)
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -89,7 +90,7 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in DISK and error.filename is None:
+        if error.errno not in (*DISK, *DENIED):
             raise
         _fail(f"{error.filename or 'the disk'}: {error.strerror}", 1 if error.errno in DISK else 2)
     sys.exit(0)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def write_file(path: Path, content: str | bytes) -> None:
     try:
         beside.unlink(missing_ok=True)
         with beside.open("xb") as file:
+            if path.is_file() and not path.is_symlink():
+                os.chmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
             file.write(content if isinstance(content, bytes) else content.encode())
             file.flush()
             os.fsync(file.fileno())
@@ -64,15 +67,9 @@ def seal(folder: Path) -> None:
 def damage(folder: Path) -> str | None:
     """What keeps `folder` from being what was sealed, or None. Files that the seal does not name are not looked at.
 
-    A seal tells damage, not forgery: whoever can change a file can seal it anew.
+    A seal tells damage, not forgery: whoever can change a file can seal it anew. Raises OSError where a file cannot be
+    read, which is not to be damaged.
     """
-    try:
-        return _damage(folder)
-    except OSError as error:
-        return f"it cannot be read: {error.filename}: {error.strerror}"
-
-
-def _damage(folder: Path) -> str | None:
     if not (folder / SEAL).exists():
         return f"it has no {SEAL}, so it was never finished"
     try:

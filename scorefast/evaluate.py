@@ -80,6 +80,8 @@ def first_attempt_writer(recipe: Recipe, checkpoint: Checkpoint | None) -> Calla
         missing = [e for e in examples if e.original_answer is None]
         if not missing:
             return examples
+        room = recipe.model.max_seq_length - settings.max_new_tokens
+        missing = [e for e in missing if len(writer().chat.first_turn(e.question)) <= room]  # others stay without one
         sample = partial(
             generate,
             writer(),
@@ -175,18 +177,30 @@ def evaluate_checkpoints(
     report.print_before_and_after(console, named)
 
     whole = {"results": [r.as_json() for r in results], **context} | ({"probe": probes} if probes else {})
+    unwritten: list[str] = []
+    folder = out
+    for checkpoint, result, (name, graded) in zip(checkpoints, results, named, strict=True):
+        one = {"results": [result.as_json()], **context} | ({"probe": {name: probes[name]}} if probes else {})
+        try:
+            beside = _folder_for(checkpoint, out)
+            _write(beside, one, [(name, graded)])
+            folder = out or beside
+        except (OSError, UserError) as error:
+            unwritten.append(_why(error))
     try:
-        beside = [_folder_for(checkpoint, out) for checkpoint in checkpoints]
-        for folder, result, (name, graded) in zip(beside, results, named, strict=True):
-            one = {"results": [result.as_json()], **context} | ({"probe": {name: probes[name]}} if probes else {})
-            _write(folder, one, [(name, graded)])
         if out is not None:
             _write(out, whole, named)
     except OSError as error:
-        raise NotWritten(
-            whole, f"{error.filename2 or error.filename}: the report was not written: {error.strerror}"
-        ) from None
-    return whole, (out or beside[-1]) / "report.json"
+        unwritten.append(_why(error))
+    if unwritten or folder is None:
+        raise NotWritten(whole, f"{unwritten[0]}: the report was not written")
+    return whole, folder / "report.json"
+
+
+def _why(error: OSError | UserError) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename2 or error.filename}: {error.strerror}"
+    return str(error)
 
 
 class NotWritten(RunError):

@@ -93,7 +93,9 @@ def _filled_at_the_end(out: Path) -> Iterator[Path]:
             path.rename(partial / path.name)
         shutil.rmtree(made or partial, ignore_errors=True)
         if isinstance(error, OSError | SafetensorError):  # the latter has no errno for a full disk
-            raise RunError(f"{out}: not written: {getattr(error, 'strerror', None) or one_line(error)}") from None
+            where = getattr(error, "filename", None)
+            why = getattr(error, "strerror", None) or one_line(error)
+            raise RunError(f"{out}: not written: {why}{f' ({where})' if where else ''}") from None
         raise
 
 

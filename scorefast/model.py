@@ -154,8 +154,7 @@ def load_policy(recipe: Recipe, checkpoint: Checkpoint | None = None, *, trainab
         model.requires_grad_(False)
         saved = checkpoint if checkpoint is not None and checkpoint.is_adapter else None
         # What is trained on is made by Unsloth where it can be, for its kernels: Stage II as Stage I.
-        theirs = saved.recipe.model.lora if saved and saved.recipe else None
-        if saved and not (trainable and backend == "unsloth" and theirs == settings.lora):
+        if saved and not (trainable and backend == "unsloth" and _is_of_the_recipes_shape(saved, settings)):
             model = _add_saved_adapter(model, saved.path, trainable)
         elif trainable:
             model = _add_lora(model, settings, backend, recipe.seed)
@@ -192,6 +191,17 @@ def _train_all_but_embeddings(model: Any) -> None:
     model.requires_grad_(True)
     model.get_output_embeddings().weight.requires_grad_(False)
     model.get_input_embeddings().weight.requires_grad_(False)
+
+
+def _is_of_the_recipes_shape(saved: Checkpoint, settings: Model) -> bool:
+    """Whether `_add_lora` makes just such an adapter: as its run's recipe says, and its own configuration too."""
+    if saved.recipe is None or saved.recipe.model.lora != settings.lora:
+        return False
+    own = plain_lora(saved.path)
+    more = {
+        name for name, value in own.items() if value and name not in ("r", "lora_alpha", "target_modules", "task_type")
+    }
+    return not more and (own["r"], own["lora_alpha"]) == (settings.lora.r, settings.lora.alpha)
 
 
 def _without_dropout(model: Any) -> None:
@@ -233,7 +243,8 @@ def _require_same_names(path: str, missing: Iterable[str], foreign: Iterable[str
 
 
 def _require_plain_head(policy: Policy) -> None:
-    """The loss computes logits itself, as softcap * tanh(h @ W^T / softcap): refuse a model whose logits are others."""
+    """The loss computes logits itself, as softcap * tanh(h @ W^T / softcap), of hidden states in training: refuse a
+    model whose logits, or whose hidden states then, are others."""
     ids = torch.tensor([policy.chat.first_turn("2 + 2 = ?")], device=policy.model.device)
     mask = torch.ones_like(ids)
     with torch.no_grad():
@@ -243,6 +254,14 @@ def _require_plain_head(policy: Policy) -> None:
     gap = (ours - theirs.log_softmax(-1)).abs().max().item()
     around = [logits - logits.mean() for logits in (theirs, ours)]
     scale = (around[0] * around[1]).sum() / around[1].square().sum()  # 16-bit rounding, of many logits, leaves it at 1
+    with torch.no_grad():  # some models draw by their configuration, which is not for us to change
+        noisy = last_hidden(policy.model.train(), ids, mask)[0, -1:]
+    policy.model.eval()
+    if (noisy - hidden).abs().max() > 0.02 * hidden.abs().max():
+        raise UserError(
+            f"{policy.model.config.model_type}: is another function in training (it drops units or layers), which is "
+            "not supported; set what does so in its config.json to 0"
+        )
     if gap > 0.05 * theirs.abs().max().item() + 1e-3 or abs(scale.item() - 1) > 0.005:
         raise UserError(
             f"{policy.model.config.model_type}: its output head scales or shifts logits, which is not supported"

@@ -222,8 +222,9 @@ def model_card(recipe: Recipe, section: str) -> str:
 
 # {"A LoRA adapter of" if adapter else "A model tuned from"} {recipe.model.name}, trained to look at its answer again
 
-Trained by scorefast, {section} ([SCoRe](https://arxiv.org/abs/2409.12917)): how, `recipe.yaml` and `run.json` say; what
-it did meanwhile, `metrics.jsonl`. What it can do on held-out questions was measured where there is a `report.json`.
+Trained by scorefast, {section} ([SCoRe](https://arxiv.org/abs/2409.12917)): how, says `recipe.yaml` and its run's
+`run.json`; what it did meanwhile, its run's `metrics.jsonl`. What it can do on held-out questions was measured where
+there is a `report.json`.
 
 Ask the question, and after the reply send this:
 

@@ -9,6 +9,7 @@ import operator
 import os
 import re
 import signal
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -144,8 +145,8 @@ def require_free(out: Path | None, *, resume: bool = False) -> None:
     """Raises UserError where `out` is taken; with `resume`, not by what a run leaves that was killed at its start."""
     if out is None:
         return
-    if not str(out).isprintable():  # it will be the line on stdout
-        raise UserError(f"--out {str(out)!r}: has a character that cannot be printed")
+    if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in str(out)):  # it will be the line on stdout
+        raise UserError(f"--out {str(out)!r}: has a line break or control character")
     if not out.exists():
         return
     if not out.is_dir():
@@ -284,10 +285,17 @@ def changes_allowed(folder: Path, section: str, began: Recipe, wanted: Recipe) -
 
 
 def find_last(run: Path) -> tuple[Path | None, list[str]]:
-    """(the newest whole checkpoint-N, a line for each newer one that is damaged). Found by looking at every byte."""
+    """(the newest whole checkpoint-N, a line for each newer one that is damaged). Found by looking at every byte.
+
+    Raises UserError where one cannot be read: that may pass, and is no reason to go on from an older one.
+    """
     passed_over: list[str] = []
     for path in sorted(_checkpoints(run), key=step_of, reverse=True):
-        wrong = damage(path) or (None if (path / "trainer_state.json").is_file() else "it has no trainer_state.json")
+        try:
+            wrong = damage(path)
+        except OSError as error:
+            raise UserError(f"{error.filename}: {error.strerror}; mend that, or remove the checkpoint") from None
+        wrong = wrong or (None if (path / "trainer_state.json").is_file() else "it has no trainer_state.json")
         if wrong is None:
             return path, passed_over
         passed_over.append(f"{path} is passed over: {wrong}")

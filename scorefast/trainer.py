@@ -453,7 +453,7 @@ def _require_alike(new: list[dict[str, Any]], optimizer: Any) -> None:
                 raise ValueError(f"optimizer.pt: {name} is {shortened(repr(loaded.get(name)), 50)}")
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
-            if name.startswith("exp_avg") and getattr(value, "shape", None) != parameter.shape:
+            if name in ("exp_avg", "exp_avg_sq") and getattr(value, "shape", None) != parameter.shape:
                 raise ValueError(f"optimizer.pt: {name} is not of its parameter's shape {tuple(parameter.shape)}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -320,10 +321,10 @@ def test_a_file_that_must_not_be_read_is_one_line(tmp_path, monkeypatch):
 
 def test_a_command_without_streams_ends_by_itself(tmp_path):
     """0<&- and >&-: Python then has no sys.stdin and no sys.stdout."""
-    grade = f"{sys.executable} -m scorefast grade /dev/null"
-    for closed, code in (("0<&-", 2), (">&-", 2), ("0<&- >&-", 2)):
-        done = subprocess.run(
-            f"{grade} {closed}", shell=True, cwd=REPOSITORY, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == code, done.stderr
+    (tmp_path / "graded.jsonl").write_text('{"answer": "The answer is 4", "reference": "4"}\n')
+    for command in ("chat base --recipe tiny-cpu 0<&-", "grade graded.jsonl >&-"):
+        given = ["bash", "-c", f"{sys.executable} -m scorefast {command}"]
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        done = subprocess.run(given, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
         assert "Traceback" not in done.stderr

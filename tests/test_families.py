@@ -199,3 +199,15 @@ def test_a_model_without_layers_for_lora_is_one_line(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="cannot be given LoRA adapters"):
         load_policy(load_recipe("tiny-cpu", [f"model.name={tmp_path}"]), trainable=True)
+
+
+def test_a_model_that_is_another_function_in_training_is_refused(tmp_path):
+    """Falcon reads its dropout from the configuration, in every pass."""
+    tokenizer = tokenizer_of(LLAMA3)
+    config = transformers.FalconConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=len(tokenizer), hidden_dropout=0.5
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="falcon: is another function in training"):
+        load_policy(load_recipe("tiny-cpu", [f"model.name={tmp_path}"]), trainable=True)

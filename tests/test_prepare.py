@@ -300,12 +300,14 @@ def test_no_model_is_loaded_for_bad_data(tmp_path):
 def test_missing_first_attempts_are_sampled_and_signed(tmp_path):
     rows = [{"question": f"What is {i} + 345?", "correct_answer": str(i + 345)} for i in range(500, 530)]
     rows[0]["original_answer"] = "mine"
+    rows.append({"question": f"{'What is more than this? ' * 200}", "correct_answer": "1"})
     write(tmp_path, rows)
     done = scorefast("prepare", "d.jsonl", "--sample-first-attempts", "base", "--seed", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     dataset = load_dataset(str(tmp_path / "runs/data"), RECIPE.data)
     examples = {e.question: e for name in SPLITS for e in dataset.splits[name]}
-    assert len(examples) == 30
+    assert len(examples) == 31
+    assert examples.pop(rows[-1]["question"].strip()).original_answer is None, "it leaves no room for one"
     by = {e.original_answer_by for e in examples.values()}
     assert by == {None, "tiny-gemma2"}
     assert examples["What is 500 + 345?"].original_answer == "mine"

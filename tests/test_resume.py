@@ -365,19 +365,29 @@ def test_an_optimizer_of_other_moments_or_settings_is_one_line(finished, harm):
     assert "checkpoint-2: cannot be resumed from: optimizer.pt: " in refusal(resume(finished, *LONGER))
 
 
-def test_a_checkpoint_that_cannot_be_read_is_passed_over(finished, monkeypatch):
+def test_a_checkpoint_that_cannot_be_read_is_no_reason_to_begin_again(finished, monkeypatch):
+    """A disk that is slow to come back would cost the night."""
     shutil.copytree(finished / "checkpoint-2", finished / "checkpoint-1")
-    own = Path.open
+    own, unread = Path.open, finished / "checkpoint-2" / "optimizer.pt"
 
     def unreadable(path, *given, **more):
-        if path == finished / "checkpoint-2" / "optimizer.pt":
+        if path == unread:
             raise PermissionError(13, "Permission denied", str(path))
         return own(path, *given, **more)
 
     monkeypatch.setattr(Path, "open", unreadable)
-    last, passed_over = find_last(finished)
-    assert last == finished / "checkpoint-1"
-    assert passed_over[0].endswith("optimizer.pt: Permission denied")
+    with pytest.raises(UserError, match=r"optimizer\.pt: Permission denied; mend that, or remove the checkpoint"):
+        find_last(finished)
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "sgd", "lion_8bit", "adamw_8bit"])
+def test_every_planned_optimizer_resumes(optimizer, tmp_path):
+    begin = ["stage1", "--data", SHIPPED, "--out", "run", *QUICK, "--set", f"stage1.optimizer={optimizer}"]
+    few = ["--set", "rollout.max_new_tokens=4", "--set", "eval.max_questions=1", "--set", "stage1.save_steps=1"]
+    assert scorefast_here(*begin, *few, cwd=tmp_path).returncode == 0
+    done = resume(tmp_path / "run", *LONGER)
+    assert done.returncode == 0, done.stderr
+    assert [m["step"] for m in read_metrics(tmp_path / "run") if "loss" in m] == [1, 2, 3]
 
 
 def test_a_run_removed_while_its_model_loads_is_not_made_again(recipe, tmp_path):

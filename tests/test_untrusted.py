@@ -418,8 +418,10 @@ def test_a_report_that_cannot_be_written_is_printed_and_the_old_one_kept(trained
     (tmp_path / "run/transcripts.jsonl").unlink(missing_ok=True)
     (tmp_path / "run/transcripts.jsonl").mkdir()
     few = ["--set", "eval.max_questions=3"]
-    done = scorefast_here("eval", "run", "--data", SHIPPED, *few, "--json", cwd=tmp_path)
+    given = ["run", "base", "--data", SHIPPED, *few, "--json", "--out", "all"]
+    done = scorefast_here("eval", *given, cwd=tmp_path)
     assert done.returncode == 1
     assert json.loads(done.stdout)["results"][0]["n"] == 3
-    assert "transcripts.jsonl: the report was not written: " in done.stderr.splitlines()[-1]
+    assert json.loads((tmp_path / "all/report.json").read_text()) == json.loads(done.stdout), "others are written"
+    assert "transcripts.jsonl: Is a directory: the report was not written" in done.stderr.splitlines()[-1]
     assert (tmp_path / "run/report.json").read_text() == "old"
