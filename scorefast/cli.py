@@ -301,9 +301,9 @@ def _stage(
             from scorefast.stages import StageRun, check_lengths, check_stage, find_resumable, resolve_loss
 
             check_stage(section, settings, dataset)
-            facts |= {"loss": resolve_loss(settings)} | (
-                {} if dry_run else {"backend": resolve_backend(settings.model)}
-            )
+            facts["loss"] = resolve_loss(settings)
+            if not dry_run:
+                facts["backend"] = resolve_backend(settings.model)
             facts |= runs.what_it_stands_on(settings) if first else {}
             if begun is not None:
                 runs.require_same_beginning(begun, facts, note)
