@@ -71,11 +71,11 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr bu
 
 def main() -> NoReturn:
     """Exit codes: 0 done, 1 failure, 2 bad usage or input, 130 / 143 / 129 interrupted (SIGINT, SIGTERM, SIGHUP)."""
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (2>&-: there is none)
+    for name in ("stdin", "stdout", "stderr"):  # closed by who called, as with 2>&-: then Python has none
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # before the libraries are imported that read them
-    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     try:
         _require_text(sys.argv)
         with leaving_on_signals():

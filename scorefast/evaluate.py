@@ -121,10 +121,10 @@ def longest_conversation(
 ) -> tuple[int, str]:
     """(tokens of two turns at their longest, the question that needs so many). A reply takes `reply` tokens, or where
     that is longer, those of the text that is given for it."""
-    worst, longest = 0, ""
+    worst, longest, correction = 0, "", len(chat.next_turn([]))
     for e in examples:
-        replies = sum(max(reply, len(chat.reply(text))) for text in given(e))
-        total = len(chat.first_turn(e.question)) + len(chat.next_turn([])) + replies
+        replies = sum(max(reply, len(chat.reply(text))) if text else reply for text in given(e))
+        total = len(chat.first_turn(e.question)) + correction + replies
         if total > worst:
             worst, longest = total, e.question
     return worst, longest
@@ -151,8 +151,10 @@ def evaluate_checkpoints(
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate each checkpoint (None is the base model), print the table, write report.json and transcripts.jsonl
     beside each (and all of them into `out`). Returns the whole report and where it stands."""
-    probed: Given = lambda e: (e.correct_answer if with_probe else "", "")  # noqa: E731
-    longest = longest_conversation(chat_format(recipe), examples, recipe.rollout.max_new_tokens, probed)
+    reply = recipe.rollout.max_new_tokens
+    longest = longest_conversation(
+        chat_format(recipe), examples, reply, lambda e: (e.correct_answer if with_probe else "", "")
+    )
     require_room(*longest, recipe)
     out = out and claim_run(out, "eval")
     named: list[tuple[str, list[Graded]]] = []

@@ -110,11 +110,10 @@ def check_lengths(section: Section, recipe: Recipe, dataset: Dataset) -> None:
 
 def longest_sequence(section: Section, recipe: Recipe, dataset: Dataset, chat: ChatFormat) -> tuple[int, str]:
     """(tokens of two turns at their longest, the question that needs so many) in training and validation."""
-    examples = dataset.splits["train"] + dataset.splits["validation"]
+    examples, reply = dataset.splits["train"] + dataset.splits["validation"], recipe.rollout.max_new_tokens
     if is_on_policy(getattr(recipe, section)):
-        return longest_conversation(chat, examples, recipe.rollout.max_new_tokens)
-    given = lambda e: (e.original_answer or "", e.correct_answer)  # noqa: E731
-    return longest_conversation(chat, examples, recipe.rollout.max_new_tokens, given)
+        return longest_conversation(chat, examples, reply)
+    return longest_conversation(chat, examples, reply, lambda e: (e.original_answer or "", e.correct_answer))
 
 
 def plan_stage(section: Section, recipe: Recipe, dataset: Dataset) -> memory.Plan:
