@@ -349,6 +349,8 @@ def run() -> None:
     measure("eval-stage2", "stage2", sums, ROOM)
     train("stage1", "stage1-seed1", sums, [*TRAINING, "seed=1"])
     measure("eval-stage1-seed1", "stage1-seed1", sums, ROOM)
+    train("stage2", "stage2-seed1", sums, [*TRAINING, "seed=1"], start="stage1-seed1")
+    measure("eval-stage2-seed1", "stage2-seed1", sums, ROOM)
     train("stage1", "supervised", worked, [*TRAINING, *SUPERVISED])
     measure("eval-supervised", "supervised", sums, ROOM)
     train("stage1", "korean", KOREAN, MEMORISING)

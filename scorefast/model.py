@@ -244,24 +244,24 @@ def _require_same_names(path: str, missing: Iterable[str], foreign: Iterable[str
 
 def _require_plain_head(policy: Policy) -> None:
     """The loss computes logits itself, as softcap * tanh(h @ W^T / softcap), of hidden states in training: refuse a
-    model whose logits, or whose hidden states then, are others."""
+    model whose logits are others, or whose hidden states then change from pass to pass."""
     ids = torch.tensor([policy.chat.first_turn("2 + 2 = ?")], device=policy.model.device)
     mask = torch.ones_like(ids)
     with torch.no_grad():
         theirs = policy.model(input_ids=ids, attention_mask=mask).logits[0, -1:].float()
-        hidden = last_hidden(policy.model, ids, mask)[0, -1:]
-        ours = log_softmax_head(hidden, policy.head, policy.softcap, 1.0)
+        ours = log_softmax_head(last_hidden(policy.model, ids, mask)[0, -1:], policy.head, policy.softcap, 1.0)
+        policy.model.train()
+        # With each other: in 16 bit, other kernels in training than in evaluation alone make some 3 % of a difference.
+        once, again = (last_hidden(policy.model, ids, mask) for _ in range(2))
+        policy.model.eval()
+    if (once - again).abs().max() > 0.02 * once.abs().max():
+        raise UserError(
+            f"{policy.model.config.model_type}: draws at random in training (it drops units or layers by its own "
+            "configuration), which is not supported; set what does so in its config.json to 0"
+        )
     gap = (ours - theirs.log_softmax(-1)).abs().max().item()
     around = [logits - logits.mean() for logits in (theirs, ours)]
     scale = (around[0] * around[1]).sum() / around[1].square().sum()  # 16-bit rounding, of many logits, leaves it at 1
-    with torch.no_grad():  # some models draw by their configuration, which is not for us to change
-        noisy = last_hidden(policy.model.train(), ids, mask)[0, -1:]
-    policy.model.eval()
-    if (noisy - hidden).abs().max() > 0.02 * hidden.abs().max():
-        raise UserError(
-            f"{policy.model.config.model_type}: is another function in training (it drops units or layers), which is "
-            "not supported; set what does so in its config.json to 0"
-        )
     if gap > 0.05 * theirs.abs().max().item() + 1e-3 or abs(scale.item() - 1) > 0.005:
         raise UserError(
             f"{policy.model.config.model_type}: its output head scales or shifts logits, which is not supported"

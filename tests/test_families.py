@@ -201,7 +201,7 @@ def test_a_model_without_layers_for_lora_is_one_line(tmp_path):
         load_policy(load_recipe("tiny-cpu", [f"model.name={tmp_path}"]), trainable=True)
 
 
-def test_a_model_that_is_another_function_in_training_is_refused(tmp_path):
+def test_a_model_that_draws_in_training_is_refused(tmp_path):
     """Falcon reads its dropout from the configuration, in every pass."""
     tokenizer = tokenizer_of(LLAMA3)
     config = transformers.FalconConfig(
@@ -209,5 +209,5 @@ def test_a_model_that_is_another_function_in_training_is_refused(tmp_path):
     )
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="falcon: is another function in training"):
+    with pytest.raises(UserError, match="falcon: draws at random in training"):
         load_policy(load_recipe("tiny-cpu", [f"model.name={tmp_path}"]), trainable=True)

@@ -10,7 +10,7 @@ import torch
 
 from scorefast import rollout
 from scorefast.data import load_dataset
-from scorefast.model import generate, load_policy, resolve_backend
+from scorefast.model import _require_plain_head, generate, load_policy, resolve_backend
 from scorefast.objective import TurnCoefficients
 from scorefast.recipe import Model, UserError
 from scorefast.trainer import micro_batch_loss
@@ -68,6 +68,19 @@ def test_a_card_without_bfloat16_is_said_before_a_model_loads(machine):
     with pytest.raises(UserError, match=r"this card has no bfloat16; --set model\.dtype=float32"):
         resolve_backend(Model(dtype="bfloat16"))
     assert resolve_backend(Model(dtype="float32")) == "unsloth"
+
+
+def test_other_kernels_in_training_are_no_noise(recipe):
+    """In bfloat16 SmolLM2's hidden states differ by 3 % between two kinds of attention; on CUDA Unsloth takes one in
+    training and another in evaluation."""
+    policy = load_policy(recipe, trainable=True)
+    norm = policy.model.get_base_model().model.norm
+    hook = norm.register_forward_hook(lambda module, _, out: out if module.training else out * 1.04)
+    _require_plain_head(policy)
+    hook.remove()
+    norm.register_forward_hook(lambda module, _, out: out + 0.1 * torch.randn_like(out) if module.training else out)
+    with pytest.raises(UserError, match="draws at random in training"):
+        _require_plain_head(policy)
 
 
 def test_a_prompt_that_leaves_no_room_for_a_reply_is_refused(recipe):
