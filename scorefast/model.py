@@ -99,7 +99,7 @@ def load_tokenizer(name: str, *, download: bool = True) -> Any:
             model_path(name), local_files_only=not download, trust_remote_code=False
         )
     except Exception as error:  # somebody else's files: they can fail in any way
-        raise UserError(f"model {name!r}: {_sought(name)}no tokenizer to be had: {one_line(error)}") from None
+        raise UserError(f"model {name!r}: {_not_had(name, 'tokenizer', error)}") from None
     if tokenizer.chat_template is None:
         raise UserError(f"model {name!r} has no chat template; use an instruction-tuned model")
     require_short_template(str(tokenizer.chat_template), f"model {name!r}")
@@ -127,11 +127,22 @@ def load_config(name: str) -> Any:
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # somebody else's file: it can fail in any way
-        raise UserError(f"model {name!r}: {_sought(name)}no configuration to be had: {one_line(error)}") from None
+        raise UserError(f"model {name!r}: {_not_had(name, 'configuration', error)}") from None
 
 
-def _sought(name: str) -> str:
-    return "" if Path(model_path(name)).is_dir() else "no such folder here; from the Hugging Face hub, "
+def _not_had(name: str, what: str, error: BaseException) -> str:
+    from huggingface_hub.errors import GatedRepoError
+
+    chain: BaseException | None = error
+    while chain is not None and not isinstance(chain, GatedRepoError):
+        chain = chain.__cause__ or chain.__context__
+    if chain is not None:
+        return (
+            f"is gated: accept its terms at https://huggingface.co/{name} and log in with `hf auth login`, or give "
+            "model.name another copy, or a folder"
+        )
+    sought = "" if Path(model_path(name)).is_dir() else "no such folder here; from the Hugging Face hub, "
+    return f"{sought}no {what} to be had: {one_line(error)}"
 
 
 def _require_sound(path: str) -> None:

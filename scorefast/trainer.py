@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +38,10 @@ from scorefast.schedule import Slots, micro_batch_size, samples_per_question, tr
 from scorefast.untrusted import one_line, shortened
 
 MOST_SKIPPED = 3  # steps in a row that come to nothing before a run stops
+# Metrics of the machine, which two equal runs do not share.
+CLOCK = frozenset(
+    ("rollout_seconds", "rollout_tokens_per_second", "update_seconds", "update_tokens_per_second", "gpu_peak_gb")
+)
 Sampled = TypeVar("Sampled")
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # torch.save and safetensors have errors of their own
 
@@ -51,6 +55,7 @@ class StepRecord:
     sums: dict[str, float] = field(default_factory=dict)  # of the loss's statistics, over tokens
     tokens: dict[str, int] = field(default_factory=dict)
     rollout: dict[str, float] = field(default_factory=dict)
+    update_began: float = 0.0
     problem: str | None = None  # why the step must not be taken
 
     def add(self, name: str, values: Tensor) -> None:
@@ -62,6 +67,14 @@ class StepRecord:
         kl = {name: total / self.trajectories for name, total in self.sums.items() if name != "entropy"}
         entropy = {"entropy": self.sums["entropy"] / self.tokens["entropy"]} if "entropy" in self.sums else {}
         return self.rollout | entropy | kl
+
+    def speed(self) -> dict[str, float]:
+        """Of the update that ends now: forward, backward and optimizer, over all tokens of the trajectories.
+        gpu_peak_gb: the most that torch has held of the card in this run, 10^9 bytes."""
+        seconds = time.perf_counter() - self.update_began
+        tokens = sum(int(batch["attention_mask"].sum()) for batch in self.batches)
+        peak = {"gpu_peak_gb": torch.cuda.max_memory_reserved() / 1e9} if torch.cuda.is_available() else {}
+        return {"update_seconds": seconds, "update_tokens_per_second": tokens / seconds} | peak
 
     def highest_kl(self) -> float:
         """Of the two turns, in nats a token."""
@@ -172,6 +185,7 @@ class ScoreTrainer(Trainer):
         else:
             count = len(trajectories)
         total = self.accelerator.gather(torch.tensor(count, device=device)).sum()
+        self.step.update_began = time.perf_counter()
         return batches, total.clamp(min=1)
 
     def _trajectories(self, examples: list[Example]) -> list[rollout.Trajectory]:
@@ -268,7 +282,7 @@ class ScoreTrainer(Trainer):
             clear_device_cache(garbage_collection=True)
             self.note(f"out of memory: from here on {self.rows_at_once} trajectories at once; the loss stays the same")
             again = self.step.batches
-            self.step = StepRecord(again, rollout=self.step.rollout, problem=self.step.problem)
+            self.step = replace(self.step, trajectories=0, sums={}, tokens={})
 
     def _gradient(self, model: nn.Module, batch: dict[str, Tensor], total: Tensor | int | None) -> Tensor:
         rows, size = len(batch["input_ids"]), self.rows_at_once
@@ -304,7 +318,7 @@ class ScoreTrainer(Trainer):
         if "loss" not in logs:
             super().log(logs, start_time)
             return
-        logs = logs | self.step.metrics()
+        logs = logs | self.step.metrics() | self.step.speed()
         if self.step.problem:
             logs |= {"loss": math.nan, "skipped": 1.0}
             self.note(f"step {self.state.global_step} is skipped: {self.step.problem}")
@@ -333,6 +347,7 @@ class ScoreTrainer(Trainer):
             "edit_distance": sum(distances) / len(distances),
             "length_t1": sum(a for a, _ in lengths) / len(lengths),
             "length_t2": sum(b for _, b in lengths) / len(lengths),
+            "rollout_seconds": seconds,
             "rollout_tokens_per_second": sum(a + b for a, b in lengths) / seconds,
         }
         if not objective.is_on_policy(self.stage):  # attempts of the data say nothing of the policy
