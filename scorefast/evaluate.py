@@ -163,11 +163,18 @@ def evaluate_checkpoints(
     if len(set(names)) < len(names):
         names = [str(checkpoint.path) if checkpoint else "base" for checkpoint in checkpoints]
     for name, checkpoint in zip(names, checkpoints, strict=True):
-        with console.status(report.printable(f"evaluating {name}")):
-            graded, rates = _evaluate_one(checkpoint, recipe, examples, with_probe)
+        with console.status(report.printable(f"loading {name}")):
+            policy = load_policy(recipe, checkpoint)
+        grade_reply = partial(_grade, recipe)
+        with report.counting(console, f"evaluating {name}", 2 * len(examples)) as count:
+            graded = evaluate(_decode(policy, recipe, 0.0, count), policy.chat, examples, grade_reply)
         named.append((name, graded))
-        if rates is not None:
-            probes[name] = rates
+        if with_probe:
+            torch.manual_seed(recipe.seed)
+            with report.counting(console, f"probing {name}") as count:
+                greedy = _decode(policy, recipe, 0.0, count)
+                sample = _decode(policy, recipe, recipe.rollout.temperature, count)
+                probes[name] = probe(greedy, sample, policy.chat, examples, grade_reply)
     baseline = named[0][1]
     samples = recipe.eval.bootstrap_samples
     results = [summarize(n, g, samples, None if g is baseline else baseline) for n, g in named]
@@ -213,22 +220,20 @@ class NotWritten(RunError):
         self.content = content
 
 
-def _evaluate_one(
-    checkpoint: Checkpoint | None, recipe: Recipe, examples: Sequence[Example], with_probe: bool
-) -> tuple[list[Graded], dict[str, Any] | None]:
-    policy = load_policy(recipe, checkpoint)
+def _decode(policy: Policy, recipe: Recipe, temperature: float, count: Callable[[int], None]) -> Generate:
     settings = recipe.rollout
-    decode = partial(generate, policy, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
-    greedy = partial(decode, temperature=0.0)
+    return partial(
+        generate,
+        policy,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=temperature,
+        batch_size=settings.batch_size,
+        on_replies=count,
+    )
 
-    def grade_reply(reply: str, example: Example) -> Grade:
-        return grade_example(reply, example, recipe.reward.grader)
 
-    graded = evaluate(greedy, policy.chat, examples, grade_reply)
-    if not with_probe:
-        return graded, None
-    torch.manual_seed(recipe.seed)
-    return graded, probe(greedy, partial(decode, temperature=settings.temperature), policy.chat, examples, grade_reply)
+def _grade(recipe: Recipe, reply: str, example: Example) -> Grade:
+    return grade_example(reply, example, recipe.reward.grader)
 
 
 def _folder_for(checkpoint: Checkpoint | None, out: Path | None) -> Path:

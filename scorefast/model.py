@@ -463,12 +463,14 @@ def generate(
     batch_size: int,
     streamer: Any = None,
     on_token: Callable[[], None] | None = None,
+    on_replies: Callable[[int], None] = lambda count: None,
 ) -> list[list[int]]:
     """New token ids for each prompt, up to and including the closing token. temperature 0 is greedy.
 
     Samples come from the whole softmax of logits / temperature (no top-k, no top-p), which is what the loss scores.
     A streamer (transformers.BaseStreamer) needs batch_size 1. on_token is called after each token of a batch; what it
-    raises ends the generation. Raises UserError where a prompt leaves no room for a reply.
+    raises ends the generation. on_replies is called after each batch with its size. Raises UserError where a prompt
+    leaves no room for a reply.
     """
     longest = max(map(len, prompts), default=0)
     if longest + max_new_tokens > policy.max_length:  # Unsloth would cut it, with one warning
@@ -482,6 +484,7 @@ def generate(
         chosen = order[start : start + batch_size]
         new = _generate_batch(policy, [prompts[i] for i in chosen], max_new_tokens, temperature, streamer, on_token)
         replies.update(zip(chosen, new, strict=True))
+        on_replies(len(chosen))
     return [replies[i] for i in range(len(prompts))]
 
 

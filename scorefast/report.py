@@ -6,12 +6,14 @@ import contextlib
 import html
 import io
 import json
+import time
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from scorefast.prepare import Prepared
 
 
+SILENCE = 60  # seconds, after which work that goes on says so where there is no terminal
 HIDDEN = {"Cc", "Cf", "Cs"}  # the last, halves of surrogate pairs, no terminal can be sent
 
 
@@ -68,6 +71,33 @@ class InertConsole(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
+
+
+@contextlib.contextmanager
+def counting(console: Console, what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Call what it gives with the number of replies that have come: a bar with ETA, without a terminal now and then a
+    line."""
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    task, done, said = bar.add_task(printable(what), total=total), 0, time.monotonic()
+
+    def advance(count: int) -> None:
+        nonlocal done, said
+        done += count
+        bar.advance(task, count)
+        if not console.is_terminal and time.monotonic() - said > SILENCE:
+            said = time.monotonic()
+            console.print(f"{what}: {done}{f' of {total}' if total else ''} replies")
+
+    with bar:
+        yield advance
 
 
 def json_line(content: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -175,6 +176,7 @@ def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
             show=show,
             note=progress.print,
             interrupt=stop.check,
+            wrote=progress.wrote,
             callbacks=[progress, stop],
             already=metrics,
         )
@@ -306,11 +308,12 @@ class StopOnSignal(TrainerCallback):
 
 
 class ProgressLine(TrainerCallback):
-    """A live bar with ETA on a terminal; elsewhere one plain line every few steps."""
+    """A live bar with ETA on a terminal; elsewhere a plain line after a tenth of the steps, or after a minute."""
 
     def __init__(self, console: Console, steps: int):
         self.console = console
         self.every = max(1, steps // 10)
+        self.said = time.monotonic()
         self.bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -323,7 +326,16 @@ class ProgressLine(TrainerCallback):
         self.task = self.bar.add_task("train", total=steps, status="")
 
     def print(self, what: Any) -> None:
+        self.said = time.monotonic()
         self.bar.console.print(what)
+
+    def wrote(self, done: int, due: int) -> None:
+        self.bar.update(self.task, status=f"{done} of {due} replies written")
+        if self._silent():
+            self.print(f"{done} of {due} replies written")
+
+    def _silent(self) -> bool:
+        return not self.console.is_terminal and time.monotonic() - self.said > report.SILENCE
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         logs = logs or {}
@@ -335,7 +347,7 @@ class ProgressLine(TrainerCallback):
         elif "loss" in logs:
             status = status_line(logs)
             self.bar.update(self.task, completed=state.global_step, status=status)
-            if not self.console.is_terminal and state.global_step % self.every == 0:
+            if self._silent() or (not self.console.is_terminal and state.global_step % self.every == 0):
                 self.print(f"step {state.global_step}/{state.max_steps} {status}")
 
 

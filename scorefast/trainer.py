@@ -97,11 +97,12 @@ class ScoreTrainer(Trainer):
         show: Callable[[int, list[Graded]], None] = lambda step, graded: None,
         note: Callable[[str], None] = lambda line: None,
         interrupt: Callable[[], None] = lambda: None,
+        wrote: Callable[[int, int], None] = lambda done, due: None,
         callbacks: Sequence[TrainerCallback] = (),
         already: Sequence[dict[str, Any]] = (),
     ):
-        """interrupt is called between micro-batches and between sampled tokens; what it raises ends the step. already:
-        the metrics up to the step that is resumed from."""
+        """interrupt is called between micro-batches and between sampled tokens; what it raises ends the step. wrote is
+        told how many replies are there, of how many. already: the metrics up to the step that is resumed from."""
         stage: Stage1 | Stage2 = getattr(recipe, section)
         self.seed = 2 * recipe.seed + (section == "stage2")  # the stages neither ask nor sample in the same order
         arguments = training_arguments(recipe, stage, run, validate=bool(validation))
@@ -112,6 +113,7 @@ class ScoreTrainer(Trainer):
             stage.questions_per_step * samples_per_question(stage) // (self.micro_batch * arguments.world_size)
         )
         self.run, self.section, self.note, self.interrupt = run, section, note, interrupt
+        self.wrote = wrote
         self.log_file = LogFile(run, note, already)
         as_list: Any = list  # batches of question indices: tensors are made after the rollout
         super().__init__(
@@ -136,8 +138,15 @@ class ScoreTrainer(Trainer):
     def grade(self, reply: str, example: Example) -> Grade:
         return grade_example(reply, example, self.recipe.reward.grader)
 
-    def generate(self, temperature: float) -> rollout.Generate:
-        settings = self.recipe.rollout
+    def generate(self, temperature: float, due: int) -> rollout.Generate:
+        """due: how many replies are to be written with it."""
+        settings, done = self.recipe.rollout, 0
+
+        def count(replies: int) -> None:
+            nonlocal done
+            done += replies
+            self.wrote(done, due)
+
         return partial(
             generate,
             self.policy,
@@ -145,6 +154,7 @@ class ScoreTrainer(Trainer):
             temperature=temperature,
             batch_size=self.prompts_at_once,
             on_token=self.interrupt,
+            on_replies=count,
         )
 
     # --- where batches come from -------------------------------------------------------------------------------
@@ -209,8 +219,9 @@ class ScoreTrainer(Trainer):
 
     def _rolled_out(self, examples: list[Example]) -> list[rollout.Trajectory]:
         torch.manual_seed((self.seed << 31) + (self.state.global_step << 10) + self.args.process_index)
-        chat, sample = self.policy.chat, self.generate(self.recipe.rollout.temperature)
-        if objective.is_on_policy(self.stage):
+        chat, on_policy = self.policy.chat, objective.is_on_policy(self.stage)
+        sample = self.generate(self.recipe.rollout.temperature, 2 * len(examples) if on_policy else len(examples))
+        if on_policy:
             return rollout.two_turn_rollout(sample, chat, examples)
         if isinstance(self.stage, Stage1) and self.stage.first_attempt == "sampled":
             first = rollout.first_attempts(sample, chat, examples)
@@ -308,7 +319,8 @@ class ScoreTrainer(Trainer):
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Greedy two-turn accuracy on the validation split (never the test split)."""
         chat, grade = self.policy.chat, self.grade
-        graded = self._within_memory(lambda: evaluate.evaluate(self.generate(0.0), chat, self.validation, grade))
+        due = 2 * len(self.validation)
+        graded = self._within_memory(lambda: evaluate.evaluate(self.generate(0.0, due), chat, self.validation, grade))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in rates(graded).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

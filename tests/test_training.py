@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from functools import partial
 
@@ -9,13 +10,14 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from scorefast import rollout
+from scorefast import report, rollout
 from scorefast.data import Data, load_dataset
 from scorefast.kernels.reference import log_softmax_head
 from scorefast.model import generate, last_hidden, load_policy
 from scorefast.objective import TurnCoefficients, coefficients
 from scorefast.recipe import Stage2, load_recipe
 from scorefast.schedule import Slots, micro_batch_size
+from scorefast.stages import ProgressLine
 from scorefast.trainer import CLOCK, ScoreTrainer, micro_batch_loss
 from tests.conftest import SHIPPED
 
@@ -286,3 +288,28 @@ def test_metrics_are_logged_by_turn(trained):
         # paper shaping, alpha = 1: the mean of r2 + (r2 - r1)
         assert m["reward_t2"] == pytest.approx(2 * m["acc_t2"] - m["acc_t1"], abs=1e-6)
         assert m["acc_t2"] - m["acc_t1"] == pytest.approx(m["delta_i2c"] - m["delta_c2i"], abs=1e-9)
+
+
+def test_replies_are_counted_as_they_are_written(examples, tmp_path):
+    """Two a trajectory or question, a batch at a time, anew in each step and each validation."""
+    settings = ["stage1.max_steps=2", "stage1.questions_per_step=2", "stage1.samples_per_question=4"]
+    r = load_recipe("tiny-cpu", [*settings, "rollout.batch_size=3", "rollout.max_new_tokens=20", "stage1.eval_steps=2"])
+    told: list[tuple[int, int]] = []
+    policy, wrote = load_policy(r, trainable=True), lambda done, due: told.append((done, due))
+    ScoreTrainer(policy, r, "stage1", examples[:8], examples[8:10], tmp_path, wrote=wrote).train()
+    turn = [(3, 16), (6, 16), (8, 16), (11, 16), (14, 16), (16, 16)]
+    assert told == [*turn, *turn, (2, 4), (4, 4)]
+
+
+def test_long_work_says_where_it_is_without_a_terminal(monkeypatch):
+    said = io.StringIO()
+    console = report.InertConsole(file=said, width=100)
+    with report.counting(console, "evaluating [x]", 10) as count:
+        count(4)
+        assert said.getvalue() == "", "a minute has not passed"
+        monkeypatch.setattr(report, "SILENCE", -1)
+        count(3)
+    assert said.getvalue() == "evaluating [x]: 7 of 10 replies\n"
+    progress = ProgressLine(console, 20)
+    progress.wrote(5, 16)
+    assert said.getvalue().endswith("5 of 16 replies written\n")
