@@ -88,7 +88,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         exported = export_checkpoint(checkpoint, "gguf", Path(folder) / "gguf", print)
         with Server(given.server, next(exported.glob("*.gguf")), recipe.model.max_seq_length) as server:
-            for row in rows:
+            for number, row in enumerate(rows, 1):
                 messages = [{"role": "user", "content": row["question"]}]
                 first = chat.reply(row["attempt1"])
                 prompt = chat.first_turn(row["question"])
@@ -103,6 +103,8 @@ def main() -> None:
                     counts["here"][turn] += row[f"correct{turn + 1}"]
                     right = grade(reply, row["correct_answer"], "numeric", row["question"]).correct
                     counts["there"][turn] += right
+                if number % 20 == 0:
+                    print(f"{number} of {len(rows)}", file=sys.stderr)
     said = subprocess.run([given.server, "--version"], capture_output=True, text=True, check=True)
     build = re.sub(r"\s+", " ", said.stdout + said.stderr).strip()
     titles = {

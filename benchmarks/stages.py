@@ -33,7 +33,7 @@ GPU = ("gemma-2-2b-it", "gemma-2-2b-it-12gb", "gemma-2-2b-it-24gb", "gemma-2-9b-
 CPU = ("tiny-cpu",)
 PACKAGES = ("torch", "transformers", "peft", "unsloth", "bitsandbytes", "triton")
 COLUMNS = (
-    *("machine", "recipe", "stage", "backend", "loss", "steps", "seconds a step", "rollout tokens/s"),
+    *("machine", "recipe", "changed", "stage", "backend", "loss", "steps", "seconds a step", "rollout tokens/s"),
     *("update tokens/s", "rollout of the time", "planned GB", "peak GB", "planned / peak - 1"),
 )
 
@@ -55,8 +55,7 @@ def draw_model(name: str, folder: Path) -> None:
     tokenizer, config = load_tokenizer("tiny-gemma2"), load_config(name)
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, key, getattr(tokenizer, key))
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # on the CPU: the card is for the run
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -118,7 +117,8 @@ def this_machine() -> str:
 def table(rows: list[dict[str, Any]]) -> str:
     """Machines are numbered, and named below. A recipe that met no GPU has an empty row."""
     machines = list(dict.fromkeys(row["machine"] for row in rows))
-    missing = [{"recipe": name} for name in GPU if name not in {row["recipe"] for row in rows}]
+    met = {row["recipe"] for row in rows if "peak GB" in row}
+    missing = [{"recipe": name} for name in GPU if name not in met]
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     for row in [*rows, *missing]:
         shown = row | ({"machine": machines.index(row["machine"]) + 1} if "machine" in row else {})
@@ -154,14 +154,13 @@ def main() -> None:
                 draw_model(model, Path(name) / "model")
                 settings.append(f"model.name={name}/model")
             for stage in ("stage1", "stage2"):
-                row = {"machine": this_machine(), **measure(recipe, stage, Path(name), settings, given.steps)}
+                row = {"machine": this_machine(), "changed": ", ".join(given.settings)}
+                row |= measure(recipe, stage, Path(name), settings, given.steps)
                 print(json.dumps(row), flush=True)
-                same = ("machine", "recipe", "stage")
+                same = ("machine", "recipe", "changed", "stage", "backend")
                 rows = [old for old in rows if any(old[key] != row[key] for key in same)] + [row]
-                if not given.settings:
-                    RESULT.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-                    text = f"# What a stage takes\n\n{__doc__}\n{table(rows)}\n"
-                    RESULT.write_text(text, encoding="utf-8")
+                RESULT.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+                RESULT.write_text(f"# What a stage takes\n\n{__doc__}\n{table(rows)}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
