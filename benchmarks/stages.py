@@ -1,15 +1,18 @@
 """What a stage takes on this machine: memory against its plan, tokens a second, and where the time goes.
 
-    python benchmarks/stages.py                                      # every recipe that this machine can run
-    python benchmarks/stages.py --recipe gemma-2-2b-it --steps 4     # one of them
+    python benchmarks/stages.py                                     # recipes of this machine that fit, both stages
+    python benchmarks/stages.py --recipe gemma-2-2b-it              # one of them
+    python benchmarks/stages.py --recipe gemma-2-2b-it --set rollout.max_new_tokens=64
 
-A model that nobody may ship (Gemma-2-2B) is drawn at random by its shipped configuration, so no network is needed: its
-replies run to their full length, which is the most that a stage can take. Every other reply is rewarded,
-so that there is a gradient. The first step, which compiles, allocates and fills caches, is left out.
+A step takes as many questions as are written at once, not the recipe's whole number: rates and memory do not depend on
+it. A model that nobody may ship (Gemma-2-2B) is drawn at random by its shipped configuration, so that no network is
+needed (it takes 5.2 GB of disk, and of memory while it is drawn; of 9B, 18.5 GB). Its replies run to their full length,
+which is the most that a stage can take. Every other reply is rewarded, so that there is a gradient. The first step,
+which compiles, allocates and fills caches, is left out.
 
-planned: what `--dry-run` says, without the CUDA context; peak: the most that torch has held of the card.
-rollout tokens: written in a second; update tokens: of whole trajectories, forward, reference, loss, backward and
-optimizer. Both stages take the recipe's questions and samples a step.
+Rollout tokens are those written, update tokens those of whole trajectories, through reference, forward, loss, backward
+and optimizer; the rollout's share is of the time of both. planned: what `--dry-run` says, less the CUDA context;
+reached: the most that tensors took of the card; held: the most that torch held for them.
 """
 
 from __future__ import annotations
@@ -17,30 +20,57 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "stages.md"
+sys.path.insert(0, str(ROOT))
+RESULT = ROOT / "benchmarks" / "results" / "stages.json"
+DATA = ROOT / "data" / "score.csv"
 GPU = ("gemma-2-2b-it", "gemma-2-2b-it-12gb", "gemma-2-2b-it-24gb", "gemma-2-9b-it-24gb")
 CPU = ("tiny-cpu",)
 PACKAGES = ("torch", "transformers", "peft", "unsloth", "bitsandbytes", "triton")
+IDENTITY = ("machine", "recipe", "stage", "backend", "settings")
 COLUMNS = (
-    *("machine", "recipe", "changed", "stage", "backend", "loss", "steps", "seconds a step", "rollout tokens/s"),
-    *("update tokens/s", "rollout of the time", "planned GB", "peak GB", "planned / peak - 1"),
+    *("machine", "recipe", "stage", "backend", "loss", "steps", "rollout tokens/s", "update tokens/s"),
+    *("rollout share", "planned GB", "reached GB", "held GB", "planned / reached - 1", "settings"),
 )
+Result = TypeVar("Result")
 
 
 def every_other(completions: list[Any], **_: Any) -> list[float]:
     """A reward that nothing can be learnt from: the texts of a random model are no measure, most are empty."""
     return [float(number % 2) for number in range(len(completions))]
+
+
+def apart(function: Callable[..., Result], *arguments: Any) -> Result:
+    """In a process of its own: this one must hold nothing of the card."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def machine() -> tuple[str, bool]:
+    """(what it is, with versions; whether there is a card)."""
+    import torch
+
+    card = torch.cuda.is_available()
+    found = []
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    name = torch.cuda.get_device_name(0) if card else f"{os.cpu_count()} CPU cores"
+    return f"{name}; Python {platform.python_version()}, {', '.join(found)}", card
 
 
 def draw_model(name: str, folder: Path) -> None:
@@ -55,112 +85,128 @@ def draw_model(name: str, folder: Path) -> None:
     tokenizer, config = load_tokenizer("tiny-gemma2"), load_config(name)
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, key, getattr(tokenizer, key))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # on the CPU: the card is for the run
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def measure(recipe: str, stage: str, folder: Path, settings: list[str], steps: int) -> dict[str, Any]:
-    """A row of the table: the stage as a user runs it, in a process of its own."""
+def plan(recipe: str, stage: str, settings: list[str]) -> tuple[float, float]:
+    """(GB planned, GB free), both without what is there before a model is loaded."""
     from scorefast.data import load_dataset
+    from scorefast.memory import memory_here
     from scorefast.recipe import load_recipe
     from scorefast.stages import plan_stage
 
-    data, run = ROOT / "data" / "score.csv", folder / f"{recipe}-{stage}"
-    settings = [f"{stage}.max_steps={steps}", "data.validation_fraction=0", *settings]
-    flags = [word for setting in settings for word in ("--set", setting)]
-    command = [sys.executable, "-m", "scorefast", stage, "--recipe", recipe, "--data", str(data), "--out", str(run)]
-    command += ["--reward", "stages:every_other", *flags]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "benchmarks")}
-    done = subprocess.run(command, stdout=sys.stderr, stderr=sys.stderr, env=environment, check=False)
-    if done.returncode:
-        sys.exit(f"exit code {done.returncode}: {' '.join(command)}")
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    began = json.loads((run / "run.json").read_text(encoding="utf-8"))
     resolved = load_recipe(recipe, settings)
-    plan = plan_stage(stage, resolved, load_dataset(str(data), resolved.data))
-    return row_of([line for line in lines if "loss" in line][1:]) | {
-        "recipe": recipe,
-        "stage": stage,
-        "backend": began["backend"],
-        "loss": began["loss"],
-        "planned GB": (plan.total - plan.parts[0].size) / 1e9,
-    }
+    planned = plan_stage(stage, resolved, load_dataset(str(DATA), resolved.data))  # type: ignore[arg-type]
+    _, free, base = memory_here()
+    return (planned.total - planned.parts[0].size) / 1e9, (free - base) / 1e9
 
 
-def row_of(steps: list[dict[str, Any]]) -> dict[str, Any]:
+def measure(recipe: str, stage: str, settings: list[str], run: Path) -> dict[str, Any]:
+    """What a stage says of itself that runs as a user's does, in a process of its own. Raises RuntimeError."""
+    flags = [word for setting in settings for word in ("--set", setting)]
+    command = [sys.executable, "-m", "scorefast", stage, "--recipe", recipe, "--data", str(DATA), "--out", str(run)]
+    paths = [str(ROOT), str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(
+        [*command, "--reward", "stages:every_other", *flags], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    print(done.stderr, file=sys.stderr)
+    if done.returncode:
+        raise RuntimeError(f"exit code {done.returncode}: {done.stderr.strip().splitlines()[-1]}")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [line for line in lines if "loss" in line and "skipped" not in line][1:]
+    began = json.loads((run / "run.json").read_text(encoding="utf-8"))
+
     def mean(name: str) -> float:
         return statistics.fmean(line[name] for line in steps)
 
-    writing, learning = mean("rollout_seconds"), mean("update_seconds")
-    return {
-        "steps": len(steps),
-        "seconds a step": writing + learning,
-        "rollout tokens/s": mean("rollout_tokens_per_second"),
-        "update tokens/s": mean("update_tokens_per_second"),
-        "rollout of the time": writing / (writing + learning),
-    } | ({"peak GB": max(line["gpu_peak_gb"] for line in steps)} if "gpu_peak_gb" in steps[0] else {})
+    row = {"backend": began["backend"], "loss": began["loss"], "steps": len(steps)}
+    row |= {f"{part} tokens/s": mean(f"{part}_tokens_per_second") for part in ("rollout", "update")}
+    row["rollout share"] = mean("rollout_seconds") / (mean("rollout_seconds") + mean("update_seconds"))
+    if "gpu_allocated_gb" in steps[0]:
+        row |= {"reached GB": steps[-1]["gpu_allocated_gb"], "held GB": steps[-1]["gpu_reserved_gb"]}
+    if "out of memory" in done.stderr:
+        row["note"] = "ran out of memory and held less at once"
+    return row
 
 
-def this_machine() -> str:
-    import torch
+def questions(recipe: str, stage: str, settings: list[str]) -> int:
+    """So many that their trajectories fill the rollout's batch."""
+    from scorefast.recipe import load_recipe
+    from scorefast.schedule import samples_per_question
 
-    name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
-    found = []
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found.append(f"{package} {version(package)}")
-    return f"{name}; Python {platform.python_version()}, {', '.join(found)}"
+    resolved = load_recipe(recipe, settings)
+    section = getattr(resolved, stage)
+    full = math.ceil(resolved.rollout.batch_size / samples_per_question(section))
+    return min(section.questions_per_step, full)
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Machines are numbered, and named below. A recipe that met no GPU has an empty row."""
+    """Machines are numbered, and named below. A recipe for a card that met none has an empty row."""
     machines = list(dict.fromkeys(row["machine"] for row in rows))
-    met = {row["recipe"] for row in rows if "peak GB" in row}
-    missing = [{"recipe": name} for name in GPU if name not in met]
+    met = {row["recipe"] for row in rows if "reached GB" in row}
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    for row in [*rows, *missing]:
-        shown = row | ({"machine": machines.index(row["machine"]) + 1} if "machine" in row else {})
-        if "peak GB" in row:
-            shown["planned / peak - 1"] = f"{row['planned GB'] / row['peak GB'] - 1:+.1%}"
-        if "rollout of the time" in row:
-            shown["rollout of the time"] = f"{row['rollout of the time']:.0%}"
-        cells = [shown.get(column, "") for column in COLUMNS]
-        lines.append(f"| {' | '.join(f'{c:,.3g}' if isinstance(c, float) else str(c) for c in cells)} |")
-    return "\n".join([*lines, "", *(f"{number}. {name}" for number, name in enumerate(machines, 1))])
+    for row in [*rows, *({"recipe": name} for name in GPU if name not in met)]:
+        shown = {name: number(value) if isinstance(value, float) else str(value) for name, value in row.items()}
+        if "machine" in row:
+            shown["machine"] = str(machines.index(row["machine"]) + 1)
+            shown["rollout share"] = f"{row['rollout share']:.0%}"
+            shown["settings"] += f"; {row['note']}" if "note" in row else ""
+        if "reached GB" in row:
+            shown["planned / reached - 1"] = f"{row['planned GB'] / row['reached GB'] - 1:+.1%}"
+        lines.append(f"| {' | '.join(shown.get(column, '') for column in COLUMNS)} |")
+    return "\n".join([*lines, "", *(f"{i}. {name}" for i, name in enumerate(machines, 1))])
+
+
+def keep(row: dict[str, Any]) -> None:
+    """In place of an older row of the same."""
+    rows = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else []
+    rows = [old for old in rows if any(old.get(key) != row[key] for key in IDENTITY)] + [row]
+    RESULT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    text = f"# What a stage takes\n\n{__doc__.split(chr(10), 2)[2]}\n{table(rows)}\n"
+    RESULT.with_suffix(".md").write_text(text, encoding="utf-8")
 
 
 def main() -> None:
-    import torch
-
     from scorefast.model import CONFIGS
     from scorefast.recipe import load_recipe
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", action="append", help="a shipped recipe; those for this machine if left out")
-    parser.add_argument("--steps", type=int, default=4, help="of each stage, the first of which is not counted")
-    parser.add_argument(
-        "--set", dest="settings", action="append", default=[], help="key=value; nothing is written then"
-    )
+    parser.add_argument("--steps", type=int, default=3, choices=range(2, 100), metavar="N", help="of each stage")
+    parser.add_argument("--set", dest="settings", action="append", default=[], help="key=value, noted with the row")
     given = parser.parse_args()
-    on_card = torch.cuda.is_available()
     os.environ |= {"HF_HUB_OFFLINE": "1"}
-    rows = json.loads(RESULT.with_suffix(".json").read_text(encoding="utf-8")) if RESULT.is_file() else []
-    for recipe in given.recipe or (GPU if on_card else CPU):
-        with tempfile.TemporaryDirectory() as name:
-            settings, model = list(given.settings), load_recipe(recipe, given.settings).model.name
-            if (CONFIGS / model.replace("/", "--")).is_dir():
-                draw_model(model, Path(name) / "model")
-                settings.append(f"model.name={name}/model")
+    here, card = apart(machine)
+    drawn: dict[str, Path] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for recipe in given.recipe or (GPU if card else CPU):
+            model = load_recipe(recipe, given.settings).model.name
+            if (CONFIGS / model.replace("/", "--")).is_dir() and model not in drawn:
+                drawn[model] = folder / model.replace("/", "--")
+                apart(draw_model, model, drawn[model])
             for stage in ("stage1", "stage2"):
-                row = {"machine": this_machine(), "changed": ", ".join(given.settings)}
-                row |= measure(recipe, stage, Path(name), settings, given.steps)
+                settings = [f"{stage}.max_steps={given.steps}", "data.validation_fraction=0", *given.settings]
+                settings += [f"model.name={drawn[model]}"] if model in drawn else []
+                settings.append(f"{stage}.questions_per_step={questions(recipe, stage, settings)}")
+                planned, free = apart(plan, recipe, stage, settings)
+                if planned > free:
+                    print(f"{recipe}, {stage}: left out, {planned:.1f} GB planned, {free:.1f} free", file=sys.stderr)
+                    continue
+                row = {"machine": here, "recipe": recipe, "stage": stage, "settings": ", ".join(given.settings)}
+                try:
+                    row |= measure(recipe, stage, settings, folder / f"{recipe}-{stage}")
+                except RuntimeError as error:
+                    print(f"{recipe}, {stage}: {error}", file=sys.stderr)
+                    continue
+                keep(row | ({"planned GB": planned} if "reached GB" in row else {}))
                 print(json.dumps(row), flush=True)
-                same = ("machine", "recipe", "changed", "stage", "backend")
-                rows = [old for old in rows if any(old[key] != row[key] for key in same)] + [row]
-                RESULT.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-                RESULT.write_text(f"# What a stage takes\n\n{__doc__}\n{table(rows)}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

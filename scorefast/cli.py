@@ -168,7 +168,7 @@ def prepare(
         if sample_from is not None:
             from scorefast.evaluate import first_attempt_writer
 
-            fill = first_attempt_writer(settings, writer)
+            fill = first_attempt_writer(settings, writer, console.print)
         folder = runs.claim_run(out, "data")
         note = console.print
         try:

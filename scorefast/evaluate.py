@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from rich.console import Console
 
 from scorefast import report
@@ -65,10 +66,20 @@ def probe(
     return rates
 
 
-def first_attempt_writer(recipe: Recipe, checkpoint: Checkpoint | None) -> Callable[[list[Example]], list[Example]]:
+def first_attempt_writer(
+    recipe: Recipe, checkpoint: Checkpoint | None, note: Callable[[str], None]
+) -> Callable[[list[Example]], list[Example]]:
     """Fills missing original answers with replies sampled from the checkpoint (None: the base model), and notes who
     wrote them. The model is loaded with the first call, when the data has been read and found good."""
     settings, author = recipe.rollout, checkpoint.name if checkpoint else recipe.model.name
+    pulse, done = report.Pulse(), 0
+
+    def count(replies: int) -> None:
+        nonlocal done
+        done += replies
+        if pulse.due():
+            pulse.said()
+            note(f"{done} first attempts written")
 
     @cache
     def writer() -> Policy:
@@ -82,13 +93,7 @@ def first_attempt_writer(recipe: Recipe, checkpoint: Checkpoint | None) -> Calla
             return examples
         room = recipe.model.max_seq_length - settings.max_new_tokens
         missing = [e for e in missing if len(writer().chat.first_turn(e.question)) <= room]  # others stay without one
-        sample = partial(
-            generate,
-            writer(),
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            batch_size=settings.batch_size,
-        )
+        sample = _decode(writer(), recipe, settings.temperature, count)
         written = dict(zip([e.id for e in missing], first_attempts(sample, writer().chat, missing), strict=True))
         return [
             e._replace(original_answer=written[e.id].text or None, original_answer_by=author) if e.id in written else e
@@ -163,18 +168,10 @@ def evaluate_checkpoints(
     if len(set(names)) < len(names):
         names = [str(checkpoint.path) if checkpoint else "base" for checkpoint in checkpoints]
     for name, checkpoint in zip(names, checkpoints, strict=True):
-        with console.status(report.printable(f"loading {name}")):
-            policy = load_policy(recipe, checkpoint)
-        grade_reply = partial(_grade, recipe)
-        with report.counting(console, f"evaluating {name}", 2 * len(examples)) as count:
-            graded = evaluate(_decode(policy, recipe, 0.0, count), policy.chat, examples, grade_reply)
+        graded, rates = _evaluate_one(name, checkpoint, recipe, examples, console, with_probe)
         named.append((name, graded))
-        if with_probe:
-            torch.manual_seed(recipe.seed)
-            with report.counting(console, f"probing {name}") as count:
-                greedy = _decode(policy, recipe, 0.0, count)
-                sample = _decode(policy, recipe, recipe.rollout.temperature, count)
-                probes[name] = probe(greedy, sample, policy.chat, examples, grade_reply)
+        if rates is not None:
+            probes[name] = rates
     baseline = named[0][1]
     samples = recipe.eval.bootstrap_samples
     results = [summarize(n, g, samples, None if g is baseline else baseline) for n, g in named]
@@ -220,6 +217,31 @@ class NotWritten(RunError):
         self.content = content
 
 
+def _evaluate_one(
+    name: str,
+    checkpoint: Checkpoint | None,
+    recipe: Recipe,
+    examples: Sequence[Example],
+    console: Console,
+    with_probe: bool,
+) -> tuple[list[Graded], dict[str, Any] | None]:
+    clear_device_cache(garbage_collection=True)  # of the model before, which is part of a cycle
+    with console.status(report.printable(f"loading {name}")):
+        policy = load_policy(recipe, checkpoint)
+
+    def grade_reply(reply: str, example: Example) -> Grade:
+        return grade_example(reply, example, recipe.reward.grader)
+
+    with report.counting(console, f"evaluating {name}", 2 * len(examples)) as count:
+        graded = evaluate(_decode(policy, recipe, 0.0, count), policy.chat, examples, grade_reply)
+    if not with_probe:
+        return graded, None
+    torch.manual_seed(recipe.seed)
+    with report.counting(console, f"probing {name}") as count:
+        greedy, sample = (_decode(policy, recipe, t, count) for t in (0.0, recipe.rollout.temperature))
+        return graded, probe(greedy, sample, policy.chat, examples, grade_reply)
+
+
 def _decode(policy: Policy, recipe: Recipe, temperature: float, count: Callable[[int], None]) -> Generate:
     settings = recipe.rollout
     return partial(
@@ -230,10 +252,6 @@ def _decode(policy: Policy, recipe: Recipe, temperature: float, count: Callable[
         batch_size=settings.batch_size,
         on_replies=count,
     )
-
-
-def _grade(recipe: Recipe, reply: str, example: Example) -> Grade:
-    return grade_example(reply, example, recipe.reward.grader)
 
 
 def _folder_for(checkpoint: Checkpoint | None, out: Path | None) -> Path:

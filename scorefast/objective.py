@@ -37,6 +37,11 @@ def is_on_policy(stage: Stage1 | Stage2) -> bool:
     return not (isinstance(stage, Stage1) and stage.method == "supervised")
 
 
+def turns_sampled(stage: Stage1 | Stage2) -> int:
+    """How many attempts of a trajectory the model writes: 2; in supervised runs the first alone, or none."""
+    return 2 if is_on_policy(stage) else int(isinstance(stage, Stage1) and stage.first_attempt == "sampled")
+
+
 def turn_rewards(
     stage: Stage1 | Stage2,
     first: Sequence[Grade],

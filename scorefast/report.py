@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from scorefast.prepare import Prepared
 
 
-SILENCE = 60  # seconds, after which work that goes on says so where there is no terminal
+SILENCE = 60  # seconds
 HIDDEN = {"Cc", "Cf", "Cs"}  # the last, halves of surrogate pairs, no terminal can be sent
 
 
@@ -73,6 +73,19 @@ class InertConsole(Console):
         super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
 
 
+class Pulse:
+    """Whether work that goes on should say so: nothing was said for a minute."""
+
+    def __init__(self) -> None:
+        self.said()
+
+    def said(self) -> None:
+        self.last = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self.last > SILENCE
+
+
 @contextlib.contextmanager
 def counting(console: Console, what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
     """Call what it gives with the number of replies that have come: a bar with ETA, without a terminal now and then a
@@ -86,14 +99,14 @@ def counting(console: Console, what: str, total: int | None = None) -> Iterator[
         disable=not console.is_terminal,
         transient=True,
     )
-    task, done, said = bar.add_task(printable(what), total=total), 0, time.monotonic()
+    task, done, pulse = bar.add_task(printable(what), total=total), 0, Pulse()
 
     def advance(count: int) -> None:
-        nonlocal done, said
+        nonlocal done
         done += count
         bar.advance(task, count)
-        if not console.is_terminal and time.monotonic() - said > SILENCE:
-            said = time.monotonic()
+        if not console.is_terminal and pulse.due():
+            pulse.said()
             console.print(f"{what}: {done}{f' of {total}' if total else ''} replies")
 
     with bar:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,7 +23,7 @@ from scorefast.evaluate import longest_conversation, require_room
 from scorefast.kernels import resolve_impl
 from scorefast.metrics import Graded
 from scorefast.model import chat_format, load_policy, resolve_backend
-from scorefast.objective import is_on_policy
+from scorefast.objective import is_on_policy, turns_sampled
 from scorefast.prompts import ChatFormat
 from scorefast.recipe import Recipe, RunError, Stage1, Stage2, UserError, load_recipe
 from scorefast.reward import load_reward, try_reward
@@ -83,7 +82,7 @@ def check_stage(section: Section, recipe: Recipe, dataset: Dataset) -> None:
         if isinstance(stage, Stage2) and stage.shaping == "origin":
             raise UserError("reward.function: the origin's shaping compares grades; take stage2.shaping=paper with it")
         try_reward(load_reward(recipe.reward.function), train, recipe.prompt.correction)
-    if not is_on_policy(stage) and stage.first_attempt == "data":
+    if not turns_sampled(stage):
         missing = sum(e.original_answer is None for e in train)
         if missing:
             raise UserError(
@@ -126,8 +125,7 @@ def plan_stage(section: Section, recipe: Recipe, dataset: Dataset) -> memory.Pla
         tokens, _ = longest_sequence(section, recipe, dataset, chat_format(recipe, download=False))
     except UserError:
         tokens = recipe.model.max_seq_length
-    samples = is_on_policy(stage) or (isinstance(stage, Stage1) and stage.first_attempt == "sampled")
-    trajectories = stage.questions_per_step * samples_per_question(stage) // processes if samples else 0
+    trajectories = stage.questions_per_step * samples_per_question(stage) // processes if turns_sampled(stage) else 0
     validated = min(len(dataset.splits["validation"]), recipe.eval.max_questions)
     try:
         return memory.plan_memory(
@@ -313,29 +311,31 @@ class ProgressLine(TrainerCallback):
     def __init__(self, console: Console, steps: int):
         self.console = console
         self.every = max(1, steps // 10)
-        self.said = time.monotonic()
+        self.pulse = report.Pulse()
         self.bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
             TimeRemainingColumn(),
             TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[written]}", style="dim"),
             console=console,
             disable=not console.is_terminal,
         )
-        self.task = self.bar.add_task("train", total=steps, status="")
+        self.task = self.bar.add_task("train", total=steps, status="", written="")
 
     def print(self, what: Any) -> None:
-        self.said = time.monotonic()
+        self.pulse.said()
         self.bar.console.print(what)
 
     def wrote(self, done: int, due: int) -> None:
-        self.bar.update(self.task, status=f"{done} of {due} replies written")
-        if self._silent():
-            self.print(f"{done} of {due} replies written")
+        written = f"{done} of {due} replies" if done < due else ""
+        self.bar.update(self.task, written=written)
+        if written and self._silent():
+            self.print(written)
 
     def _silent(self) -> bool:
-        return not self.console.is_terminal and time.monotonic() - self.said > report.SILENCE
+        return not self.console.is_terminal and self.pulse.due()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         logs = logs or {}

@@ -39,9 +39,8 @@ from scorefast.untrusted import one_line, shortened
 
 MOST_SKIPPED = 3  # steps in a row that come to nothing before a run stops
 # Metrics of the machine, which two equal runs do not share.
-CLOCK = frozenset(
-    ("rollout_seconds", "rollout_tokens_per_second", "update_seconds", "update_tokens_per_second", "gpu_peak_gb")
-)
+CLOCK = {f"{part}_{what}" for part in ("rollout", "update") for what in ("seconds", "tokens_per_second")}
+CLOCK |= {"gpu_allocated_gb", "gpu_reserved_gb"}
 Sampled = TypeVar("Sampled")
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # torch.save and safetensors have errors of their own
 
@@ -69,12 +68,15 @@ class StepRecord:
         return self.rollout | entropy | kl
 
     def speed(self) -> dict[str, float]:
-        """Of the update that ends now: forward, backward and optimizer, over all tokens of the trajectories.
-        gpu_peak_gb: the most that torch has held of the card in this run, 10^9 bytes."""
+        """Of the update that ends now: forward, backward and optimizer, over all tokens of the trajectories. gpu: the
+        most of the card in this run that tensors have taken, and that torch has held for them, in 10^9 bytes."""
         seconds = time.perf_counter() - self.update_began
         tokens = sum(int(batch["attention_mask"].sum()) for batch in self.batches)
-        peak = {"gpu_peak_gb": torch.cuda.max_memory_reserved() / 1e9} if torch.cuda.is_available() else {}
-        return {"update_seconds": seconds, "update_tokens_per_second": tokens / seconds} | peak
+        gpu = {}
+        if torch.cuda.is_available():
+            allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+            gpu = {"gpu_allocated_gb": allocated / 1e9, "gpu_reserved_gb": reserved / 1e9}
+        return {"update_seconds": seconds, "update_tokens_per_second": tokens / seconds} | gpu
 
     def highest_kl(self) -> float:
         """Of the two turns, in nats a token."""
@@ -219,11 +221,11 @@ class ScoreTrainer(Trainer):
 
     def _rolled_out(self, examples: list[Example]) -> list[rollout.Trajectory]:
         torch.manual_seed((self.seed << 31) + (self.state.global_step << 10) + self.args.process_index)
-        chat, on_policy = self.policy.chat, objective.is_on_policy(self.stage)
-        sample = self.generate(self.recipe.rollout.temperature, 2 * len(examples) if on_policy else len(examples))
-        if on_policy:
+        chat, turns = self.policy.chat, objective.turns_sampled(self.stage)
+        sample = self.generate(self.recipe.rollout.temperature, turns * len(examples))
+        if turns == 2:
             return rollout.two_turn_rollout(sample, chat, examples)
-        if isinstance(self.stage, Stage1) and self.stage.first_attempt == "sampled":
+        if turns == 1:
             first = rollout.first_attempts(sample, chat, examples)
         else:
             first = [rollout.data_attempt(chat, e.original_answer or "") for e in examples]
@@ -359,11 +361,13 @@ class ScoreTrainer(Trainer):
             "edit_distance": sum(distances) / len(distances),
             "length_t1": sum(a for a, _ in lengths) / len(lengths),
             "length_t2": sum(b for _, b in lengths) / len(lengths),
-            "rollout_seconds": seconds,
-            "rollout_tokens_per_second": sum(a + b for a, b in lengths) / seconds,
         }
-        if not objective.is_on_policy(self.stage):  # attempts of the data say nothing of the policy
+        turns = objective.turns_sampled(self.stage)
+        if turns < 2:  # attempts of the data say nothing of the policy
             values = {name: values[name] for name in ("length_t1", "length_t2")}
+        if turns:
+            written = sum(sum(attempts[:turns]) for attempts in lengths)
+            values |= {"rollout_seconds": seconds, "rollout_tokens_per_second": written / seconds}
         self.step.rollout = values
 
     def _record_loss(self, stats: ScoreStats, turn: Tensor, trajectories: int) -> None:

@@ -84,8 +84,10 @@ def hub(tmp_path):
 
 
 def scorefast(hub: Hub, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command with nothing set that leads elsewhere."""
     host, port = hub.server.server_address
-    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    set_by_others = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith(set_by_others)}
     environment |= {"HF_ENDPOINT": f"http://{host}:{port}", "HF_HOME": str(cwd / "cache")}
     command = [sys.executable, "-m", "scorefast", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
@@ -131,6 +133,7 @@ def test_what_the_hub_does_not_give_is_one_line(hub, name, message, tmp_path):
     done = scorefast(hub, "stage1", "--data", SHIPPED, *flags, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert message in done.stderr
+    assert any(path.startswith(f"{name}/resolve/main/") for path in hub.asked)
     assert "Traceback" not in done.stderr
     assert not any("pytorch_model.bin" in path for path in hub.asked), "a pickle is not even fetched"
     assert not (tmp_path / "run").exists()

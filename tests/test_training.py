@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
+import weakref
 from functools import partial
 
 import pytest
 import torch
 from transformers import GenerationConfig
 
-from scorefast import report, rollout
+from scorefast import evaluate, report, rollout
 from scorefast.data import Data, load_dataset
 from scorefast.kernels.reference import log_softmax_head
 from scorefast.model import generate, last_hidden, load_policy
@@ -19,7 +21,7 @@ from scorefast.recipe import Stage2, load_recipe
 from scorefast.schedule import Slots, micro_batch_size
 from scorefast.stages import ProgressLine
 from scorefast.trainer import CLOCK, ScoreTrainer, micro_batch_loss
-from tests.conftest import SHIPPED
+from tests.conftest import SHIPPED, scorefast_here
 
 
 @pytest.fixture(scope="module")
@@ -288,6 +290,10 @@ def test_metrics_are_logged_by_turn(trained):
         # paper shaping, alpha = 1: the mean of r2 + (r2 - r1)
         assert m["reward_t2"] == pytest.approx(2 * m["acc_t2"] - m["acc_t1"], abs=1e-6)
         assert m["acc_t2"] - m["acc_t1"] == pytest.approx(m["delta_i2c"] - m["delta_c2i"], abs=1e-9)
+        written = 16 * (m["length_t1"] + m["length_t2"])
+        assert m["rollout_tokens_per_second"] * m["rollout_seconds"] == pytest.approx(written)
+        prompts = m["update_tokens_per_second"] * m["update_seconds"] / 16 - m["length_t1"] - m["length_t2"]
+        assert 55 < prompts < 70, "a question has 21 tokens with its template, the correction turn 40"
 
 
 def test_replies_are_counted_as_they_are_written(examples, tmp_path):
@@ -301,6 +307,15 @@ def test_replies_are_counted_as_they_are_written(examples, tmp_path):
     assert told == [*turn, *turn, (2, 4), (4, 4)]
 
 
+def test_an_evaluation_says_where_it_is(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "SILENCE", -1)
+    flags = ["--set", "eval.max_questions=5", "--set", "rollout.batch_size=2", "--out", "report"]
+    done = scorefast_here("eval", "base", "--data", SHIPPED, *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("evaluating base: ")]
+    assert said == [f"evaluating base: {n} of 10 replies" for n in (2, 4, 5, 7, 9, 10)]
+
+
 def test_long_work_says_where_it_is_without_a_terminal(monkeypatch):
     said = io.StringIO()
     console = report.InertConsole(file=said, width=100)
@@ -312,4 +327,24 @@ def test_long_work_says_where_it_is_without_a_terminal(monkeypatch):
     assert said.getvalue() == "evaluating [x]: 7 of 10 replies\n"
     progress = ProgressLine(console, 20)
     progress.wrote(5, 16)
-    assert said.getvalue().endswith("5 of 16 replies written\n")
+    assert said.getvalue().endswith("5 of 16 replies\n")
+
+
+def test_an_evaluation_holds_one_model_at_a_time(monkeypatch, recipe, examples):
+    """Two would not fit where one does."""
+    loaded: list[weakref.ref] = []
+
+    def watched(*given):
+        assert not any(model() is not None for model in loaded), "the one before is still in memory"
+        policy = load_policy(*given)
+        loaded.append(weakref.ref(policy.model))
+        return policy
+
+    monkeypatch.setattr(evaluate, "load_policy", watched)
+    gc.disable()
+    try:
+        for name in ("one", "two"):
+            evaluate._evaluate_one(name, None, recipe, examples[:2], report.InertConsole(file=io.StringIO()), True)
+    finally:
+        gc.enable()
+    assert len(loaded) == 2

@@ -1,8 +1,8 @@
 """Does an exported GGUF say in llama.cpp what `scorefast eval` measured? Token by token, and reply by reply.
 
     cmake -B build llama.cpp && cmake --build build --target llama-server
-    LLAMA_CPP=llama.cpp python benchmarks/gguf.py runs/smollm2/stage2 runs/smollm2/eval-stage2 \\
-        --server build/bin/llama-server
+    LLAMA_CPP=llama.cpp python benchmarks/llama_cpp.py runs/smollm2/stage2 runs/smollm2/eval-stage2 \\
+        --server build/bin/llama-server --max-new-tokens 48
 
 Takes a checkpoint and the folder that `eval --out` wrote of it. The server gets the messages of both turns, as any
 client would send them, and puts them into the template that lies in the GGUF. Compared are the prompts' token ids with
@@ -18,6 +18,7 @@ import re
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.error
 import urllib.request
@@ -26,12 +27,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from scorefast.data import Example
 from scorefast.export import export_checkpoint
 from scorefast.model import chat_format
-from scorefast.reward import grade
+from scorefast.reward import grade_example
 from scorefast.runs import open_checkpoint
 
-RESULT = Path(__file__).parent / "results" / "gguf.md"
+RESULT = Path(__file__).parent / "results" / "llama_cpp.md"
 
 
 class Server:
@@ -46,12 +48,14 @@ class Server:
 
     def __enter__(self) -> Server:
         self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for _ in range(120):
+        began = time.monotonic()
+        while self.process.poll() is None and time.monotonic() - began < 120:
             try:
                 urllib.request.urlopen(f"{self.address}/health")
                 return self
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(1)
+        self.process.kill()
         sys.exit("llama-server did not come up")
 
     def __exit__(self, *_: object) -> None:
@@ -78,7 +82,7 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("evaluated", type=Path, help="the folder of `eval --out`")
     parser.add_argument("--server", type=Path, required=True, help="llama-server")
-    parser.add_argument("--max-new-tokens", type=int, default=48, help="as in that evaluation")
+    parser.add_argument("--max-new-tokens", type=int, required=True, help="as in that evaluation")
     given = parser.parse_args()
     checkpoint = open_checkpoint(given.checkpoint)
     recipe = checkpoint.recipe
@@ -94,15 +98,14 @@ def main() -> None:
                 prompt = chat.first_turn(row["question"])
                 prompts = (prompt, prompt + first + chat.next_turn(first))
                 for turn, due in enumerate(prompts):
-                    said = row[f"attempt{turn + 1}"]
                     told = [*messages, {"role": "assistant", "content": row["attempt1"]}] if turn else messages
                     told += [{"role": "user", "content": chat.correction}] if turn else []
                     counts["ids"][turn] += server.ids(told) == due
                     reply = server.reply(told, given.max_new_tokens)
-                    counts["replies"][turn] += reply.strip() == said.strip()
+                    counts["replies"][turn] += reply.strip() == row[f"attempt{turn + 1}"].strip()
                     counts["here"][turn] += row[f"correct{turn + 1}"]
-                    right = grade(reply, row["correct_answer"], "numeric", row["question"]).correct
-                    counts["there"][turn] += right
+                    example = Example(row["id"], row["question"], None, row["correct_answer"])
+                    counts["there"][turn] += grade_example(reply, example, recipe.reward.grader).correct
                 if number % 20 == 0:
                     print(f"{number} of {len(rows)}", file=sys.stderr)
     said = subprocess.run([given.server, "--version"], capture_output=True, text=True, check=True)
@@ -115,12 +118,13 @@ def main() -> None:
     }
     lines = [f"| {title} | {counts[name][0]} | {counts[name][1]} |" for name, title in titles.items()]
     machine = f"Python {platform.python_version()}, torch {version('torch')}, transformers {version('transformers')}"
+    built = textwrap.fill(f"{len(rows)} questions, {checkpoint.path}. llama.cpp {build}; {machine}.", 120)
     text = [
         "# A GGUF in llama.cpp",
         "",
         __doc__.split("\n\n", 2)[2].strip(),
         "",
-        f"{len(rows)} questions, {checkpoint.name}; {build}; {machine}.",
+        built,
         "",
         "| | turn 1 | turn 2, after the first attempt of `eval` |",
         "|---|---|---|",
