@@ -178,6 +178,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", action="append", help="a shipped recipe; those for this machine if left out")
+    parser.add_argument("--stage", action="append", choices=("stage1", "stage2"), help="both if left out")
     parser.add_argument("--steps", type=int, default=3, choices=range(2, 100), metavar="N", help="of each stage")
     parser.add_argument("--set", dest="settings", action="append", default=[], help="key=value, noted with the row")
     given = parser.parse_args()
@@ -191,7 +192,7 @@ def main() -> None:
             if (CONFIGS / model.replace("/", "--")).is_dir() and model not in drawn:
                 drawn[model] = folder / model.replace("/", "--")
                 apart(draw_model, model, drawn[model])
-            for stage in ("stage1", "stage2"):
+            for stage in given.stage or ("stage1", "stage2"):
                 settings = [f"{stage}.max_steps={given.steps}", "data.validation_fraction=0", *given.settings]
                 settings += [f"model.name={drawn[model]}"] if model in drawn else []
                 settings.append(f"{stage}.questions_per_step={questions(recipe, stage, settings)}")
