@@ -12,7 +12,7 @@ which compiles, allocates and fills caches, is left out.
 
 Rollout tokens are those written, update tokens those of whole trajectories, through reference, forward, loss, backward
 and optimizer; the rollout's share is of the time of both. planned: what `--dry-run` says, less the CUDA context;
-reached: the most that tensors took of the card; held: the most that torch held for them.
+reached: the most that tensors took of the card, loading included; held: the most that torch held for them.
 """
 
 from __future__ import annotations
@@ -116,6 +116,8 @@ def measure(recipe: str, stage: str, settings: list[str], run: Path) -> dict[str
         raise RuntimeError(f"exit code {done.returncode}: {done.stderr.strip().splitlines()[-1]}")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if "loss" in line and "skipped" not in line][1:]
+    if not steps:
+        raise RuntimeError("no step but the first was taken")
     began = json.loads((run / "run.json").read_text(encoding="utf-8"))
 
     def mean(name: str) -> float:

@@ -69,7 +69,7 @@ class StepRecord:
 
     def speed(self) -> dict[str, float]:
         """Of the update that ends now: forward, backward and optimizer, over all tokens of the trajectories. gpu: the
-        most of the card in this run that tensors have taken, and that torch has held for them, in 10^9 bytes."""
+        most of the card that tensors have taken since the process began, and torch held for them, in 10^9 bytes."""
         seconds = time.perf_counter() - self.update_began
         tokens = sum(int(batch["attention_mask"].sum()) for batch in self.batches)
         gpu = {}
