@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import json
+import logging
 import os
 import shlex
 import signal
@@ -74,8 +75,7 @@ def main() -> NoReturn:
     for name in ("stdin", "stdout", "stderr"):  # closed by who called, as with 2>&-: then Python has none
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)  # before the libraries are imported that read them
+    _keep_libraries_at_home()
     try:
         _require_text(sys.argv)
         with leaving_on_signals():
@@ -94,6 +94,19 @@ def main() -> NoReturn:
             raise
         _fail(f"{error.filename or 'the disk'}: {error.strerror}", 1 if error.errno in DISK else 2)
     sys.exit(0)
+
+
+def _keep_libraries_at_home() -> None:
+    """Switch off the libraries' statistics and their code from the hub. Call it before they are imported.
+
+    Where a package `kernels` is installed, bitsandbytes fetches a kernel during its import (on CPUs with AVX512-BF16),
+    and transformers fetches what a model's config names. Where none is, bitsandbytes warns. Python takes a module that
+    is None for one that is not installed.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    sys.modules["kernels"] = None  # type: ignore[assignment]
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _require_text(given: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The only module that knows Unsloth, PEFT and bitsandbytes: load, reference, hidden states, generate, save."""
+"""The only module that knows Unsloth and PEFT: load, check, reference, hidden states, generate, save."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scorefast import four_bit
 from scorefast.kernels.reference import log_softmax_head
 from scorefast.prompts import ChatFormat
 from scorefast.recipe import PACKAGE, Model, Recipe, UserError, model_path
@@ -180,6 +181,7 @@ def load_policy(recipe: Recipe, checkpoint: Checkpoint | None = None, *, trainab
     policy = Policy(model, chat, backend, settings.max_seq_length, frozen)
     if trainable:
         _require_plain_head(policy)
+        _require_trained_as_sampled(policy)
     return policy
 
 
@@ -280,6 +282,75 @@ def _require_plain_head(policy: Policy) -> None:
         raise UserError(f"{kind}: its output head scales or shifts logits, which is not supported")
 
 
+def _require_trained_as_sampled(policy: Policy) -> None:
+    """Refuse a model that samples other logits than it trains on, or whose 4-bit layers give a wrong gradient.
+
+    The check generates first: a layer that changes itself, as bitsandbytes' do on some CPUs, does so then. A gradient
+    above 0 proves nothing, since residual connections carry a part of it past a layer that drops its own. So every
+    adapter's gradient is compared with the one that the same weights give when torch multiplies them dequantised.
+    """
+    kind, prompt = policy.model.config.model_type, policy.chat.first_turn("2 + 2 = ?")
+    sampled, ids = _sampled_logits(policy, prompt)
+    modes = [(module, module.training) for module in policy.model.modules()]
+    policy.model.train()
+    try:
+        with torch.no_grad():
+            hidden = last_hidden(policy.model, ids, torch.ones_like(ids))[0, len(prompt) - 1 : -1]
+        trained = log_softmax_head(hidden.to(policy.head.dtype), policy.head, policy.softcap, 1.0)
+        logp = sampled.log_softmax(-1)
+        kl = (logp.exp() * (logp - trained)).sum(-1).max().item()
+        if not kl < 0.2:  # in 16 bit, kernels for one row and for many round differently, and leave a hundredth of it
+            raise UserError(f"{kind}: samples from another distribution than it trains on (KL {kl:.2g}), not supported")
+        wrong = _wrong_gradient(policy, ids) if four_bit.layers(policy.model) else None
+        if wrong is not None:
+            raise UserError(
+                f"{kind}: its 4-bit layers give a wrong gradient here ({wrong}); --set model.load_in_4bit=false, "
+                "or install another version of bitsandbytes"
+            )
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _sampled_logits(policy: Policy, prompt: list[int]) -> tuple[Tensor, Tensor]:
+    """(T, V) logits of T <= 2 greedily sampled tokens, the second one from the KV cache; (1, P + T) ids with them."""
+    ids = torch.tensor([prompt], device=policy.model.device)
+    config = generation_config(policy.tokenizer.pad_token_id, policy.chat.end_tokens, 2, 0.0)
+    config.update(output_logits=True, return_dict_in_generate=True)
+    with _generating(policy), torch.no_grad():
+        made = policy.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    return torch.cat(made.logits).float(), made.sequences
+
+
+def _wrong_gradient(policy: Policy, ids: Tensor) -> str | None:
+    """The first adapter with another gradient than the same layers give with dequantised weights; None if all agree."""
+    theirs = _gradients(policy, ids)
+    with four_bit.in_plain_arithmetic(policy.model):
+        truth = _gradients(policy, ids)
+    least = 0.01 * max(float(g.norm()) for g in truth.values())
+    if least == 0:
+        return "no gradient reaches an adapter"
+    for name, gradient in truth.items():
+        apart = float((theirs[name] - gradient).norm())
+        if not apart <= 0.2 * max(float(gradient.norm()), least):
+            return f"{name}: {float(theirs[name].norm()):.3g}, and should be {float(gradient.norm()):.3g}"
+    return None
+
+
+def _gradients(policy: Policy, ids: Tensor) -> dict[str, Tensor]:
+    """Of sum_t -log p(y_t), by the name of what is trained."""
+    hidden = last_hidden(policy.model, ids, torch.ones_like(ids))[0, :-1]
+    logp = log_softmax_head(hidden.to(policy.head.dtype), policy.head, policy.softcap, 1.0)
+    loss = -logp.gather(-1, ids[0, 1:, None]).sum()
+    loss.backward()  # torch.autograd.grad does not see through re-entrant checkpoints such as Unsloth's
+    found = {}
+    for name, weight in policy.model.named_parameters():
+        if weight.requires_grad:
+            found[name] = torch.zeros_like(weight) if weight.grad is None else weight.grad.float()
+            weight.grad = None
+    return found
+
+
 def _load_base(settings: Model, backend: str, path: str) -> Any:
     _require_sound(path)
     dtype = getattr(torch, settings.dtype)
@@ -289,6 +360,7 @@ def _load_base(settings: Model, backend: str, path: str) -> Any:
     except Exception as error:  # somebody else's files: they can fail in any way
         raise UserError(f"model {path}: cannot be loaded: {one_line(error)}") from None
     _require_same_names(f"model {path}", missing, foreign)
+    four_bit.keep_unpacked(model)
     _return_hidden_on_request(model)
     return model
 
@@ -303,7 +375,7 @@ def _load_with_transformers(settings: Model, path: str, dtype: torch.dtype) -> t
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=dtype,
-        quantization_config=_four_bit(settings, dtype),
+        quantization_config=four_bit.nf4(dtype) if settings.load_in_4bit else None,
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
@@ -383,16 +455,6 @@ def shape_of_policy(recipe: Recipe, fake: Any) -> Any:
 def _caps_attention(config: Any) -> bool:
     """Gemma-2 soft-caps attention scores: transformers' default (sdpa) silently leaves that out, eager does it."""
     return getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
-
-
-def _four_bit(settings: Model, dtype: torch.dtype) -> Any:
-    if not settings.load_in_4bit:
-        return None
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
 
 
 def _add_lora(model: Any, settings: Model, backend: str, seed: int) -> Any:

@@ -80,10 +80,11 @@ def roundings(wide, truth, bias, softcap=None, temperature=1.0):
     """How far each float32 output may move if every logit is rounded once, to first order; from the truth.
 
     d logp = dz_y - p.dz,  d entropy = -p (log p + entropy).dz,  d KL = p (u - KL).dz + (q - p).dz_ref with
-    u = log p - log q;  p itself, and with it the gradients, move by a factor of 1 +- dz.
+    u = log p - log q;  p itself, and with it the gradients, move by a factor of 1 +- dz. What the gradients have of the
+    KL, kl p (u - KL) in every logit, moves by as much as u besides: by kl p (dz + dz_ref).
     """
     hidden, ref, weight, _, pg, kl = wide
-    ref = hidden if ref is None else ref
+    no_ref, ref = ref is None, hidden if ref is None else ref
     if len(hidden) == 0:
         return dict.fromkeys(OUTPUTS, 0.0)
     p, q = (log_softmax_head(h, weight, softcap, temperature, bias) for h in (hidden, ref))
@@ -95,7 +96,10 @@ def roundings(wide, truth, bias, softcap=None, temperature=1.0):
     of_kl = dz * ((p.exp() * (p - q - kl_n).abs()).sum(-1) + 2)
     of_loss = (pg.abs() * 2 * dz + kl.abs() * of_kl).sum()
     known = {"entropy": of_entropy.max(), "kl": of_kl.max(), "logp": 2 * dz, "ref_logp": 2 * dz, "loss": of_loss}
-    return {name: known.get(name, dz * value.abs().max()) for name, value in truth.items()}
+    moved = torch.zeros_like(p) if no_ref else 2 * dz / temperature * kl.abs()[:, None] * p.exp()
+    of_u = {"grad_hidden": moved @ weight.abs(), "grad_weight": moved.T @ hidden.abs(), "grad_bias": moved.sum(0)}
+    relative = {name: dz * value.abs().max() + of_u[name].max() for name, value in truth.items() if name in of_u}
+    return known | relative
 
 
 def assert_as_near_the_truth_as_reference(impl, tensors, bias=None, **options):
