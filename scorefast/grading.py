@@ -41,11 +41,16 @@ _EDGES = " .,;:!?*_`\"'()[]{}<>«»“”‘’「」『』。、…~"  # markup
 
 @dataclass(frozen=True)
 class Grade:
-    """correct: counted as right. score in [0, 1]: how near, 1 exactly when correct. answer: what was graded."""
+    """correct: counted as right. score in [0, 1]: how near, 1 exactly when correct. answer: what was graded.
+
+    reason: why, in a few words (`grade --explain`). unsure: the rules cannot tell, and so count the reply as wrong.
+    """
 
     correct: bool
     score: float
     answer: str = ""
+    reason: str = ""
+    unsure: bool = False
 
 
 def grade(reply: str, reference: str, grader: GraderName = "auto", question: str | None = None) -> Grade:
