@@ -99,6 +99,13 @@ class Child:
             time.sleep(0.0005)
         return True
 
+    def wait_for_step(self, target: int) -> tuple[int, float]:
+        """(the step that has been reached, the seconds that a step takes here)."""
+        self.wait_until(lambda: self.step() >= 0)
+        began = time.monotonic()
+        self.wait_until(lambda: self.step() >= target)
+        return self.step(), (time.monotonic() - began) / target
+
     def exit_code(self) -> int:
         """As a shell shows it: 128 + the signal where it was killed."""
         _, status = os.waitpid(self.pid, 0)
@@ -239,11 +246,10 @@ def _struck(
 
 def disk_full(folder: Path, chance: random.Random) -> tuple[str, int, tuple[int, ...]]:
     """No file can grow for some steps, then there is room again: the run goes on all the while."""
-    child, target = Child(folder), chance.randrange(1, STEPS - 3)
-    child.wait_until(lambda: child.step() >= target)
-    step = child.step()
+    child = Child(folder)
+    step, seconds = child.wait_for_step(chance.randrange(1, STEPS - 3))
     child.limit_file_size(chance.choice([0, 1000, 200_000]))
-    time.sleep(chance.uniform(0.3, 1.2))
+    time.sleep(chance.uniform(0.5, 2.5) * seconds)
     if not child.ended():
         child.limit_file_size(resource.RLIM_INFINITY)
     codes = [child.exit_code()]
@@ -266,15 +272,14 @@ def file_system_full(folder: Path, chance: random.Random) -> tuple[str, int, tup
     """The run's folder is a file system of its own. Something else fills it to the last byte, and later goes away."""
     folder.mkdir()
     assert _mount(folder)
-    child, target, filler = Child(folder), chance.randrange(1, STEPS - 3), folder / "filler"
-    child.wait_until(lambda: child.step() >= target)
-    step = child.step()
+    child, filler = Child(folder), folder / "filler"
+    step, seconds = child.wait_for_step(chance.randrange(1, STEPS - 3))
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         for size in (4096, 1):
             with contextlib.suppress(OSError):
                 while file.write(bytes(size)):
                     pass
-    time.sleep(chance.uniform(0.3, 1.2))
+    time.sleep(chance.uniform(0.5, 2.5) * seconds)
     filler.unlink()
     codes = [child.exit_code()]
     every = tuple(codes) if codes == [0] else finish(folder, codes)

@@ -25,7 +25,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -153,48 +153,20 @@ def run(work: Path, out: Path, seeds: Sequence[int], rows: int) -> None:
 # --- the baseline that sees no first attempt --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Blind(Trajectory):
-    """One half of a trajectory: the first attempt in its own context, or the second after the placeholder."""
-
-    placeholder: tuple[int, ...] = ()
-    turn: int = 2
-
-    @property
-    def segments(self) -> tuple[tuple[int, list[int]], ...]:
-        if self.turn == 1:
-            return ((0, self.prompt), (1, self.first.ids))
-        return ((0, self.prompt), (0, list(self.placeholder)), (0, self.bridge), (2, self.second.ids))
-
-
-def blind_turns(generate: Generate, chat: ChatFormat, examples: Sequence[Example]) -> list[Blind]:
+def blind_turns(generate: Generate, chat: ChatFormat, examples: Sequence[Example]) -> list[Trajectory]:
     """Two attempts at each question, the second of which is shown the placeholder instead of the first."""
     first = first_attempts(generate, chat, examples)
     hidden = chat.reply(PLACEHOLDER)
-    shown = [attempt(chat, hidden) for _ in examples]
-    seen = second_attempts(generate, chat, examples, shown)
-    return [
-        Blind(t.example, t.prompt, y1, t.bridge, t.second, tuple(hidden)) for t, y1 in zip(seen, first, strict=True)
-    ]
+    seen = second_attempts(generate, chat, examples, [attempt(chat, hidden) for _ in examples])
+    return [replace(t, first=y1, retold=[*t.prompt, *hidden, *t.bridge]) for t, y1 in zip(seen, first, strict=True)]
 
 
 class BlindTrainer(ScoreTrainer):
-    """Each trajectory is trained on as two sequences; rewards, coefficients and their sum are those of its parent."""
+    """Each attempt is trained on in the context that it was written in; all else is its parent's."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.micro_batch *= 2
-
-    def _trajectories(self, examples: list[Example]) -> list[Any]:
-        seconds = blind_turns(self.generate(self.recipe.rollout.temperature), self.policy.chat, examples)
-        return [replace(t, turn=1) for t in seconds] + seconds
-
-    def _advantages(self, rewards: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-        return super()._advantages(rewards[: len(groups)], groups).repeat(2, 1)
-
-    def get_batch_samples(self, *args: Any) -> Any:
-        batches, total = super().get_batch_samples(*args)
-        return batches, total / 2
+    def _trajectories(self, examples: list[Example]) -> list[Trajectory]:
+        sample = self.generate(self.recipe.rollout.temperature, 2 * len(examples))
+        return blind_turns(sample, self.policy.chat, examples)
 
 
 def blind_base(folder: Path, steps: int, seed: int) -> None:

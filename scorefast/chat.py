@@ -19,6 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 from scorefast.model import Policy, generate
 from scorefast.recipe import Recipe
 from scorefast.report import InertConsole, json_line, printable
+from scorefast.rollout import attempt
 from scorefast.untrusted import shortened
 
 HELP = """Type a question. The model answers, is asked to check itself, and answers again.
@@ -29,17 +30,17 @@ HELP = """Type a question. The model answers, is asked to check itself, and answ
 /quit    leave (or Ctrl-D)"""
 
 
+OnText = Callable[[str, bool], None]
 CHARACTERS_A_TOKEN = 100  # far more than any language needs: what is longer is not even split into tokens
 
 
 @dataclass
 class Exchange:
-    """A question and every attempt at it; prompt and reply are the conversation so far as tokens."""
+    """A question and every attempt at it, as text without thoughts and as tokens."""
 
     question: str
     attempts: list[str] = field(default_factory=list)
-    prompt: list[int] = field(default_factory=list)
-    reply: list[int] = field(default_factory=list)
+    replies: list[list[int]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, object]:
         return {
@@ -59,27 +60,25 @@ class Speaker:
     def most_characters(self) -> int:
         return CHARACTERS_A_TOKEN * self.recipe.model.max_seq_length
 
-    def ask(self, exchange: Exchange, on_text: Callable[[str], None] | None = None) -> None:
+    def ask(self, exchange: Exchange, on_text: OnText | None = None) -> None:
         if len(exchange.question) > self.most_characters:
             raise TooLong(
                 f"a question has at most {self.most_characters} characters ({CHARACTERS_A_TOKEN} for each of "
                 f"model.max_seq_length = {self.recipe.model.max_seq_length} tokens)"
             )
-        self._attempt(exchange, self.policy.chat.first_turn(exchange.question), on_text)
+        self.correct(exchange, on_text)
 
-    def correct(self, exchange: Exchange, on_text: Callable[[str], None] | None = None) -> None:
-        following = self.policy.chat.next_turn(exchange.reply)
-        self._attempt(exchange, exchange.prompt + exchange.reply + following, on_text)
-
-    def _attempt(self, exchange: Exchange, prompt: list[int], on_text: Callable[[str], None] | None) -> None:
+    def correct(self, exchange: Exchange, on_text: OnText | None = None) -> None:
+        """The next attempt: the first, or the one after another correction turn."""
+        prompt = self.policy.chat.prompt(exchange.question, *exchange.replies)
         limit, new = self.recipe.model.max_seq_length, self.recipe.rollout.max_new_tokens
         if len(prompt) + new > limit:
             raise TooLong(f"{len(prompt)} tokens and {new} new ones exceed model.max_seq_length = {limit}")
         streamer = None if on_text is None else TextChunks(self.policy, on_text)
         reply = generate(self.policy, [prompt], max_new_tokens=new, temperature=0.0, batch_size=1, streamer=streamer)[0]
         # Only a finished reply enters the conversation: one that was stopped leaves it as it was.
-        exchange.prompt, exchange.reply = prompt, reply
-        exchange.attempts.append(self.policy.chat.decode(reply))
+        exchange.replies.append(reply)
+        exchange.attempts.append(attempt(self.policy.chat, reply).text)
 
 
 class TooLong(Exception):
@@ -87,9 +86,10 @@ class TooLong(Exception):
 
 
 class TextChunks(BaseStreamer):
-    """Hands text on as its tokens arrive; bytes of an unfinished UTF-8 character wait for the rest."""
+    """Hands text on as its tokens arrive, and whether it is a thought; bytes of an unfinished UTF-8 character wait for
+    the rest."""
 
-    def __init__(self, policy: Policy, on_text: Callable[[str], None]):
+    def __init__(self, policy: Policy, on_text: OnText):
         self.policy, self.on_text = policy, on_text
         self.ids: list[int] = []
         self.shown = ""
@@ -99,11 +99,11 @@ class TextChunks(BaseStreamer):
         if not self.prompt_seen:
             self.prompt_seen = True
             return
-        ends = self.policy.chat.end_tokens
-        self.ids += [token for token in value.flatten().tolist() if token not in ends]
-        text = self.policy.tokenizer.decode(self.ids, skip_special_tokens=True)
+        self.ids += value.flatten().tolist()
+        text = self.policy.chat.decode(self.ids)
         if not text.endswith("\ufffd") and text.startswith(self.shown):
-            self.on_text(text[len(self.shown) :])
+            thinking = self.policy.chat.answer(self.ids)[1] is None
+            self.on_text(text[len(self.shown) :], thinking)
             self.shown = text
 
     def end(self) -> None:
@@ -194,9 +194,9 @@ def _show_attempt(exchange: Exchange, speaker: Speaker, console: InertConsole) -
     console.print(changes(*exchange.attempts[-2:]))
 
 
-def _stream(console: InertConsole, label: str, run: Callable[[Callable[[str], None]], None]) -> None:
+def _stream(console: InertConsole, label: str, run: Callable[[OnText], None]) -> None:
     console.print(Text(f"{label} ", style="dim"), end="")
-    run(lambda text: console.print(Text(printable(text)), end="", soft_wrap=True))
+    run(lambda text, thinking: console.print(Text(printable(text), "dim" * thinking), end="", soft_wrap=True))
     console.print()
 
 

@@ -180,8 +180,7 @@ def _is_gguf(path: Path) -> bool:
 def ollama_template(chat: ChatFormat) -> tuple[str, bool]:
     """The chat template in Go's syntax, for user and assistant in turns as in training, and whether it leaves out the
     begin-of-sequence token because llama.cpp adds it."""
-    turns = [{"role": role, "content": _CONTENT} for role in ("user", "assistant", "user")]
-    text = chat.template(turns)
+    text = chat.template([chat.asked(_CONTENT), _CONTENT, _CONTENT])
     bos = chat.tokenizer.bos_token or ""
     # A template that names its bos_token means it. SmolLM2's bos_token is <|im_start|>, but its template opens a turn.
     adds_bos = bool(bos) and text.startswith(bos) and "bos_token" in chat.tokenizer.get_chat_template()

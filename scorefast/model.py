@@ -104,18 +104,28 @@ def load_tokenizer(name: str, *, download: bool = True) -> Any:
     if tokenizer.chat_template is None:
         raise UserError(f"model {name!r} has no chat template; use an instruction-tuned model")
     require_short_template(str(tokenizer.chat_template), f"model {name!r}")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def chat_format(recipe: Recipe, *, download: bool = True) -> ChatFormat:
-    """How the recipe's model is talked to; loads its tokenizer alone. Raises UserError where its template is unfit."""
-    tokenizer = load_tokenizer(recipe.model.name, download=download)
+    """How the recipe's model is talked to; loads its tokenizer and configuration alone. Padding is never attended to:
+    where the model has no token for it, the end of the sequence pads, or else the closing token.
+
+    Raises UserError where the template is unfit.
+    """
+    name = recipe.model.name
+    tokenizer = load_tokenizer(name, download=download)
+    here = download or Path(model_path(name)).is_dir()
+    rows = load_config(name).get_text_config().vocab_size if here else None
     try:
-        return ChatFormat(tokenizer, recipe.prompt.correction)
+        chat = ChatFormat(tokenizer, vocabulary=rows, **recipe.prompt.model_dump())
     except ValueError as error:
         raise UserError(f"model {error}") from None
+    fit = (token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, chat.end_of_turn) if token is not None)
+    pad = next(token for token in fit if rows is None or token < rows)
+    if pad != tokenizer.pad_token_id:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    return chat
 
 
 def load_config(name: str) -> Any:

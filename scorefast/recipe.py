@@ -9,12 +9,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from scorefast.prompts import CORRECTION
+from scorefast.prompts import CORRECTION, RESERVED_OPTIONS
 from scorefast.untrusted import LARGEST_RECIPE, UserError, parse_yaml, read_text, shortened
 
 PACKAGE = Path(__file__).parent
@@ -24,6 +24,7 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 MOST_QUESTIONS = 10**8  # of a stage; their order is drawn before it begins
 NonNegative = Annotated[float, Field(ge=0.0)]
+Tag = Annotated[str, Field(min_length=1, max_length=50)]
 
 
 GraderName = Literal["auto", "numeric", "math", "exact", "choice", "contains"]
@@ -67,7 +68,22 @@ class Model(_Settings):
 
 
 class Prompt(_Settings):
+    """What is asked, and how the chat template is filled; see scorefast.prompts.ChatFormat."""
+
     correction: Annotated[str, Field(min_length=1)] = CORRECTION
+    system: Annotated[str, Field(min_length=1)] | None = None
+    question: str = "{question}"
+    options: dict[str, bool | int | float | str] = {}
+    history: Literal["as_sampled", "as_template"] = "as_sampled"
+    thoughts: tuple[Tag, Tag] | None = None
+
+    @model_validator(mode="after")
+    def _asks_the_question(self) -> Prompt:
+        if self.question.count("{question}") != 1:
+            raise ValueError("question has to hold {question} once")
+        if reserved := RESERVED_OPTIONS & set(self.options):
+            raise ValueError(f"options: {min(reserved)} is passed to every template, and is no option of one")
+        return self
 
 
 class Data(_Settings):
@@ -274,9 +290,24 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise UserError(f"--set {shortened(key, 100)}: {name!r} is a value, not a group of keys")
     try:
-        node[leaf] = parse_yaml(text)  # YAML 1.1 reads 2e-4 as a string; pydantic makes it a number where one is due
+        value = parse_yaml(text)  # YAML 1.1 reads 2e-4 as a string; pydantic makes it a number where one is due
     except ValueError as error:
-        raise UserError(f"--set {shortened(key, 100)}: {shortened(text, 100)!r} is not a YAML value: {error}") from None
+        if not _is_text(key.strip()):
+            message = f"--set {shortened(key, 100)}: {shortened(text, 100)!r} is not a YAML value: {error}"
+            raise UserError(message) from None
+        value = text
+    node[leaf] = value if isinstance(value, str | None) or not _is_text(key.strip()) else text
+
+
+def _is_text(key: str) -> bool:
+    """Whether a recipe's key holds text: `--set prompt.system=Note: be brief` means what it says."""
+    model: Any = Recipe
+    for name in key.split("."):
+        field = getattr(model, "model_fields", {}).get(name)
+        if field is None:
+            return False
+        model = field.annotation
+    return str in {get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in (model, *get_args(model))}
 
 
 def known_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:

@@ -21,6 +21,7 @@ from scorefast.durable import write_file
 from scorefast.metrics import Graded, Interval, Result, wilson
 from scorefast.monitor import what_to_turn
 from scorefast.recipe import Recipe, model_path
+from scorefast.untrusted import shortened
 
 if TYPE_CHECKING:
     from scorefast.memory import Plan
@@ -186,6 +187,8 @@ def transcript(graded: Graded, title: str = "") -> Text:
         style = "green not bold" if grade.correct else "red not bold"
         cut = " (cut by length)" if attempt.truncated else ""
         text.append(f"  {label} {'right' if grade.correct else 'wrong'}: ", style="dim not bold")
+        if attempt.thoughts:
+            text.append(f"({shortened(' '.join(printable(attempt.thoughts).split()), 200)}) ", style="dim not bold")
         text.append(" ".join(printable(attempt.text).split()) + cut + "\n", style=style)
     return text
 

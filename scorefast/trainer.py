@@ -237,7 +237,7 @@ class ScoreTrainer(Trainer):
             return None
         examples = [t.example for t in trajectories]
         first, second = ([t.first.text for t in trajectories], [t.second.text for t in trajectories])
-        turns = [[e.question] for e in examples]
+        turns = [[self.policy.chat.asked(e.question)] for e in examples]
         corrected = [[*q, y1, self.policy.chat.correction] for q, y1 in zip(turns, first, strict=True)]
         r1 = rewards_of(self.reward_function, examples, turns, first)
         return list(zip(r1, rewards_of(self.reward_function, examples, corrected, second), strict=True))
@@ -265,7 +265,7 @@ class ScoreTrainer(Trainer):
         """score_loss over the trained tokens of a micro-batch, divided by the whole step's normaliser."""
         assert num_items_in_batch is not None
         loss, stats, turn = micro_batch_loss(model, self.policy, inputs, self.recipe)
-        self._record_loss(stats, turn, len(inputs["input_ids"]))
+        self._record_loss(stats, turn, int((inputs["turn"] == 2).any(1).sum()))  # every trajectory has one such row
         # DDP averages gradients over processes; the normaliser already counts all of them.
         return loss * self.args.world_size / num_items_in_batch
 

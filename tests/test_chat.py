@@ -217,7 +217,7 @@ def test_every_string_on_a_console_is_text():
 
         def ask(self, exchange, on_text=None):
             exchange.attempts.append(evil)
-            on_text(evil)
+            on_text(evil, False)
 
         correct = ask
 

@@ -241,10 +241,10 @@ def test_a_control_token_is_found_where_the_tokenizer_finds_it(hidden, form):
 
 def test_a_control_token_among_the_models_own_words_stays_text():
     """SentencePiece vocabularies hold `</s>`: not matching added tokens is not enough there."""
-    words = [("<unk>", 0.0), ("</s>", -1.0), *((ch, -9.0) for ch in "\u2581ab</s>: user")]
+    words = [("<unk>", 0.0), ("</s>", -1.0), *((ch, -9.0) for ch in "\u2581ab</s>: userintq")]
     backend = Tokenizer(models.Unigram(words, unk_id=0))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    template = EACH.replace("[M]", "{{ m.role + ': ' + m.content + '</s>' }}")
+    template = EACH.replace("[M]", "{{ m.role + ':' + m.content + '</s>' }}") + "{{ 'assistant:' }}"
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="</s>", unk_token="<unk>", chat_template=template
     )
