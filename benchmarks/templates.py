@@ -281,8 +281,8 @@ def verdict(family: Family) -> str:
         assert chat.first_turn(question) == templated(question), question
         for said in REPLIES:
             reply, whole = chat.reply(said), templated(question, said, CORRECTION)
-            opened = f"{chat.tags[0]}\n" if chat.tags and chat.opens_thought else ""
-            retold = templated(question, opened + chat.decode(reply), CORRECTION)
+            told = f"{chat.tags[0]}\n{chat.decode(reply)}" if chat.tags and chat.opens_thought else said
+            retold = templated(question, told, CORRECTION)
             assert retelling.prompt(question, reply) == retold, (question, said)
             assert chat.rewrites_history or chat.prompt(question, reply) == whole, (question, said)
     if not chat.rewrites_history:

@@ -223,7 +223,7 @@ def test_system_form_and_options_are_in_the_prompt_of_every_command(tmp_path):
     [
         (
             "prompt.system=You add.",
-            "its chat template fails on system, user, assistant, user: System role not supported; say it in prompt.question",
+            "fails on system, user, assistant, user: System role not supported; say it in prompt.question",
         ),
         ("prompt.options.enable_thinking=false", "takes no option 'enable_thinking' (prompt.options)"),
         ("prompt.question=Say {question} and {question}", "question has to hold {question} once"),
