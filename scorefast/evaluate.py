@@ -156,11 +156,12 @@ def evaluate_checkpoints(
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate each checkpoint (None is the base model), print the table, write report.json and transcripts.jsonl
     beside each (and all of them into `out`). Returns the whole report and where it stands."""
-    reply = recipe.rollout.max_new_tokens
-    longest = longest_conversation(
-        chat_format(recipe), examples, reply, lambda e: (e.correct_answer if with_probe else "", "")
+    chat, reply = chat_format(recipe), recipe.rollout.max_new_tokens
+    require_room(
+        *longest_conversation(chat, examples, reply, lambda e: (e.correct_answer if with_probe else "", "")), recipe
     )
-    require_room(*longest, recipe)
+    if chat.rule:
+        console.print(chat.rule, soft_wrap=True)
     out = out and claim_run(out, "eval")
     named: list[tuple[str, list[Graded]]] = []
     probes: dict[str, Any] = {}
@@ -176,7 +177,7 @@ def evaluate_checkpoints(
     samples = recipe.eval.bootstrap_samples
     results = [summarize(n, g, samples, None if g is baseline else baseline) for n, g in named]
     console.print(report.results_table(results, context["split"]))
-    for line in report.gains_lines(results):
+    for line in (*report.gains_lines(results), *report.unsure_lines(results)):
         console.print(line)
     if probes:
         console.print(report.probe_table(probes))

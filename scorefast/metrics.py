@@ -34,6 +34,7 @@ class Result:
     mcnemar_p: float
     changed: float
     truncated: float
+    unsure: float
     gain_t1: float | None = None
     gain_t2: float | None = None
 
@@ -59,6 +60,10 @@ class Graded:
             "attempt2": self.trajectory.second.text,
             "correct1": self.first.correct,
             "correct2": self.second.correct,
+            "reason1": self.first.reason,
+            "reason2": self.second.reason,
+            "unsure1": self.first.unsure,
+            "unsure2": self.second.unsure,
         }
 
 
@@ -98,7 +103,8 @@ def mcnemar_exact(before: Sequence[bool], after: Sequence[bool]) -> float:
 
 
 def rates(graded: Sequence[Graded]) -> dict[str, float]:
-    """The paired rates as fractions. changed: the graded answer of turn 2 is another than that of turn 1."""
+    """The paired rates as fractions. changed: the graded answer of turn 2 is another than that of turn 1. unsure: the
+    replies, of both turns, that the grader's rules cannot tell, and so count as wrong."""
     n = len(graded)
     i2c = sum(not g.first.correct and g.second.correct for g in graded) / n
     c2i = sum(g.first.correct and not g.second.correct for g in graded) / n
@@ -111,6 +117,7 @@ def rates(graded: Sequence[Graded]) -> dict[str, float]:
         "delta_c2i": c2i,
         "changed": sum(g.first.answer != g.second.answer for g in graded) / n,
         "truncated": sum(g.trajectory.first.truncated or g.trajectory.second.truncated for g in graded) / n,
+        "unsure": sum(g.first.unsure + g.second.unsure for g in graded) / (2 * n),
     }
 
 

@@ -54,6 +54,9 @@ MEASURED = 10_000  # rows whose tokens are counted and first attempts graded; of
 FillAttempts = Callable[[list[Example]], list[Example]]  # examples with their missing original_answer filled
 
 
+READ = 3  # original answers of which `prepare` says what was read out of them
+
+
 @dataclass(frozen=True)
 class Prepared:
     manifest: dict[str, Any]
@@ -318,10 +321,22 @@ def too_long(lengths: Mapping[str, list[int]], limits: Mapping[str, int]) -> dic
 
 
 def first_attempts(examples: Iterable[Example], recipe: Recipe) -> dict[str, Any]:
-    """How many original answers there are, by whom, and how many of them are right already (Wilson 95 %)."""
-    given = [e for e in examples if e.original_answer]
-    right = sum(grade_example(e.original_answer or "", e, recipe.reward.grader).correct for e in given)
+    """How many original answers there are, by whom, and how many of them are right already (Wilson 95 %); and of the
+    first few, what was read out of them and why."""
+    given = sorted((e for e in examples if e.original_answer), key=lambda e: e.id)
+    grades = [grade_example(e.original_answer or "", e, recipe.reward.grader) for e in given]
+    right = sum(grade.correct for grade in grades)
     return {
+        "examples": [
+            {
+                "original_answer": e.original_answer,
+                "correct_answer": e.correct_answer,
+                "correct": grade.correct,
+                "unsure": grade.unsure,
+                "reason": grade.reason,
+            }
+            for e, grade in zip(given[:READ], grades, strict=False)
+        ],
         "given": len(given),
         "right": right,
         "right_ci95": wilson(right, len(given)) if given else None,

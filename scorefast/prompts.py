@@ -174,6 +174,14 @@ class ChatFormat:
         with bounded_work(*TEMPLATE_WORK):
             return f"{thought}{reply}" not in self.template(["12 + 34?", thought + reply, self.correction])
 
+    @property
+    def rule(self) -> str | None:
+        """Where the template rewrites the history: what turn 2 sees of turn 1, in words for the user."""
+        if not self.rewrites_history:
+            return None
+        seen = "as the template retells it" if self.retells else "as it was sampled"
+        return f"the chat template rewrites thoughts in the history: turn 2 sees turn 1 {seen} (prompt.history)"
+
     # --- what is served ------------------------------------------------------------------------------------------
 
     def _require_served(self) -> None:

@@ -158,6 +158,15 @@ def gains_lines(results: Sequence[Result]) -> list[str]:
     ]
 
 
+def unsure_lines(results: Sequence[Result]) -> list[str]:
+    return [
+        f"{r.name}: the grader's rules cannot tell {100 * r.unsure:.1f} % of the replies, which count as wrong: "
+        "`unsure` in transcripts.jsonl"
+        for r in results
+        if r.unsure
+    ]
+
+
 def probe_table(probes: dict[str, dict[str, dict[str, Any]]]) -> Table:
     """probes: checkpoint name -> `evaluate.probe`."""
     headings = {
@@ -189,7 +198,11 @@ def transcript(graded: Graded, title: str = "") -> Text:
         text.append(f"  {label} {'right' if grade.correct else 'wrong'}: ", style="dim not bold")
         if attempt.thoughts:
             text.append(f"({shortened(' '.join(printable(attempt.thoughts).split()), 200)}) ", style="dim not bold")
-        text.append(" ".join(printable(attempt.text).split()) + cut + "\n", style=style)
+        text.append(" ".join(printable(attempt.text).split()) + cut, style=style)
+        if grade.reason:
+            unsure = "unsure: " if grade.unsure else ""
+            text.append(f"  [{unsure}{shortened(printable(grade.reason), 100)}]", style="dim not bold")
+        text.append("\n")
     return text
 
 
@@ -335,6 +348,10 @@ def prepared_lines(manifest: dict[str, Any]) -> list[str]:
         rate = _percent(first["right"] / first["given"], first["right_ci95"])
         authors = ", ".join(f"{n} by {author}" for author, n in first["by"].items())
         lines.append(f"original answers: {first['given']} ({authors}); right already: {rate} %")
+    for row in first.get("examples", ()):
+        told = " ".join(row["original_answer"].split())
+        outcome = "right" if row["correct"] else "unsure, so wrong" if row["unsure"] else "wrong"
+        lines.append(f"read, for {row['correct_answer']!r}: {shortened(told, 80)!r} is {outcome}: {row['reason']}")
     lines.append("graders: " + ", ".join(f"{name} for {n} rows" for name, n in manifest["graders"].items()))
     return lines
 

@@ -158,6 +158,8 @@ def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
         policy = load_policy(recipe, job.start, trainable=True)
         if os.environ.get("RANK", "0") == "0" and not (job.folder / RUN).is_file():
             raise UserError(f"{job.folder}: is no longer there: it was removed while the model was loading")
+        if policy.chat.rule:
+            console.print(policy.chat.rule, soft_wrap=True)
         progress = ProgressLine(console, stage.max_steps)
 
         def show(step: int, graded: list[Graded]) -> None:

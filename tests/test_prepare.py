@@ -207,6 +207,12 @@ def test_tokens_lengths_and_label_balance_are_counted(tmp_path, chat):
     assert manifest["token_lengths"]["prompt"] == {
         "p50": prompts[450], "p95": prompts[855], "p99": prompts[891], "max": prompts[-1]
     }  # fmt: skip
+    read = manifest["first_attempts"].pop("examples")
+    first = sorted(examples, key=lambda e: e.id)[: len(read)]
+    assert [(r["original_answer"], r["correct"]) for r in read] == [
+        (e.original_answer, e.original_answer == e.correct_answer) for e in first
+    ]
+    assert len(read) == 3
     assert manifest["first_attempts"] == {
         "given": 900, "right": 456, "right_ci95": wilson(456, 900), "by": {"source": 900}
     }  # fmt: skip
