@@ -99,11 +99,11 @@ class TextChunks(BaseStreamer):
         if not self.prompt_seen:
             self.prompt_seen = True
             return
+        inside = self.policy.chat.answer(self.ids)[1] is None
         self.ids += value.flatten().tolist()
         text = self.policy.chat.decode(self.ids)
         if not text.endswith("\ufffd") and text.startswith(self.shown):
-            thinking = self.policy.chat.answer(self.ids)[1] is None
-            self.on_text(text[len(self.shown) :], thinking)
+            self.on_text(text[len(self.shown) :], inside or self.policy.chat.answer(self.ids)[1] is None)
             self.shown = text
 
     def end(self) -> None:

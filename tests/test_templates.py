@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from benchmarks import templates
 from benchmarks.templates import CHATML, FAMILIES, ML_HEAD, NAMES, SPOKEN, THINK, byte_level, chatml, verdict
+from scorefast.chat import TextChunks
 from scorefast.data import Example
 from scorefast.model import chat_format, generate, load_policy
 from scorefast.objective import TurnCoefficients
@@ -34,8 +35,10 @@ def test_a_family_is_served_to_the_id_by_rule_or_refused(name):
     assert f"| {name} | {verdict(FAMILIES[name])} |\n" in templates_page()
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if not verdict(FAMILIES[name]).startswith("refused")])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_what_a_reply_says_comes_back(name):
+    if f"| {name} | refused: " in templates_page():
+        return
     chat = ChatFormat(FAMILIES[name].make(), options=FAMILIES[name].options)
     for said in templates.REPLIES:
         assert chat.answer(chat.reply(said)) == ("", said)
@@ -284,3 +287,18 @@ def test_a_marker_beyond_the_embedding_is_one_line_and_nothing_is_begun(tmp_path
     done = scorefast("stage1", "--data", SHIPPED, "--out", "run", "--set", f"model.name={folder}", cwd=tmp_path)
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 2), done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_chat_hands_thoughts_on_as_thoughts():
+    """Piece by piece as tokens arrive; together they are the whole reply, and nothing of what closes it."""
+    for chat in (thinking(), thinking(special=True)):
+        said: list[tuple[str, bool]] = []
+        chunks = TextChunks(SimpleNamespace(chat=chat), lambda text, thought, said=said: said.append((text, thought)))
+        chunks.put(torch.tensor([chat.first_turn("7 + 8?")]))
+        ids = chat.tokenizer("Hm, 왜 12?</think>\n\n15 🙂<|im_end|>", add_special_tokens=False).input_ids
+        for token in ids:
+            chunks.put(torch.tensor([token]))
+        chunks.end()
+        thoughts, answer = ("".join(text for text, thought in said if thought is kind) for kind in (True, False))
+        assert thoughts.rstrip() == "Hm, 왜 12?</think>"
+        assert answer.strip() == "15 🙂"
