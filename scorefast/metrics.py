@@ -34,7 +34,7 @@ class Result:
     mcnemar_p: float
     changed: float
     truncated: float
-    unsure: float
+    unsure: float = 0.0
     gain_t1: float | None = None
     gain_t2: float | None = None
 
