@@ -50,7 +50,8 @@ OnErrorOption = Annotated[
     str | None, typer.Option("--on-error", help="stop (at more than 1 % bad rows; the default) or skip.")
 ]
 RewardOption = Annotated[
-    str | None, typer.Option("--reward", help="module:function with TRL's signature, instead of the grader's 0 or 1.")
+    str | None,
+    typer.Option("--reward", help="module:function or file.py:function, TRL's signature; for the grader's 0 or 1."),
 ]
 GraderOption = Annotated[
     str | None, typer.Option("--grader", help=f"{', '.join(get_args(GraderName))}; default: the recipe's.")

@@ -89,7 +89,9 @@ class Prompt(_Settings):
 class Data(_Settings):
     test_fraction: Fraction = 0.2
     validation_fraction: Fraction = 0.1
-    preset: Literal["auto", "score", "gsm8k", "math", "messages"] = "auto"
+    preset: Literal[
+        "auto", "score", "gsm8k", "qa", "math", "squad", "alpaca", "verl", "trl", "messages", "sharegpt"
+    ] = "auto"
     columns: dict[str, str] = {}
     encoding: str = "auto"
     on_error: Literal["stop", "skip"] = "stop"

@@ -105,7 +105,13 @@ def data_flags(
         overrides.append(f"data.on_error={on_error}")
     if grader is not None:
         overrides.append(f"reward.grader={grader_name(grader)}")
-    return overrides + ([f"reward.function={json.dumps(reward)}"] if reward is not None else [])
+    return overrides + ([f"reward.function={json.dumps(_whole_path(reward))}"] if reward is not None else [])
+
+
+def _whole_path(reward: str) -> str:
+    """Of `file.py:function` the whole path, so that a run can be continued from another folder."""
+    where, _, function = reward.rpartition(":")
+    return f"{Path(where).expanduser().resolve()}:{function}" if where.endswith(".py") else reward
 
 
 def grader_name(text: str | None) -> Any:
