@@ -20,9 +20,9 @@ import typer
 from rich.console import Console
 
 from scorefast import __version__
-from scorefast.recipe import GraderName, Recipe, RunError, UserError, dump_recipe, model_path
+from scorefast.recipe import RECORDED_FOLDERS, GraderName, Recipe, RunError, UserError, dump_recipe
 from scorefast.runs import Interrupted, leaving_on_signals
-from scorefast.settings import chosen_recipe, data_flags, grader_name, resumed_recipe
+from scorefast.settings import chosen_recipe, data_flags, grader_name, resumed_recipe, where_the_model_is
 from scorefast.surroundings import place, settle_in
 
 app = typer.Typer(
@@ -74,6 +74,7 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr bu
 def main() -> NoReturn:
     """Exit codes: 0 done, 1 failure, 2 bad usage or input, 130 / 143 / 129 interrupted (SIGINT, SIGTERM, SIGHUP)."""
     settle_in()
+    RECORDED_FOLDERS.clear()
     _keep_libraries_at_home()
     try:
         _require_text(sys.argv)
@@ -558,6 +559,6 @@ def _work(console: Console, settings: Recipe, *, dry_run: bool = False) -> Itera
             import transformers
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        if not Path(model_path(settings.model.name)).is_dir():
-            console.print(f"model: {settings.model.name}, from the Hugging Face hub or its cache", soft_wrap=True)
+        if line := where_the_model_is(settings.model.name):
+            console.print(line, soft_wrap=True)
         yield

@@ -79,7 +79,8 @@ def raises_on_three(completions, **_):
     [
         (raises_on_three, r"row id2 \('What is 2 \+ 1\?'\): ZeroDivisionError"),
         (lambda completions, **_: [0.0], r"returned 1 rewards for 4 completions"),
-        (lambda completions, **_: [None] * len(completions), "row id0 .*returned None, which is no number"),
+        (lambda completions, **_: ["much"] * len(completions), "row id0 .*returned 'much', which is no number"),
+        (lambda completions, **_: None, "row id0 .*TypeError"),
         (lambda completions: [0.0], "row id0 .*TypeError"),
         (lambda completions, **_: sys.exit(0), "row id0 .*SystemExit"),
     ],
@@ -98,7 +99,7 @@ def test_a_reward_that_is_not_finite_is_found_before_training():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no_colon", "expected module:function"),
+        ("no_colon", "expected module:function or file.py:function"),
         ("no_such_module_here:f", "No module named"),
         ("json:no_such_function", "has no attribute"),
         ("json:__doc__", "is not a function"),
