@@ -51,12 +51,12 @@ def test_what_is_graded_is_the_same_in_every_encoding(tmp_path, name):
     assert "agreement 100.0" in err
 
 
-@pytest.mark.parametrize("name", ["cp949", "C", "ascii"])
+@pytest.mark.parametrize("name", ["cp949", "C"])
 def test_a_stage_and_what_follows_it_end_as_on_utf8(tmp_path, name):
     """The name of the folder is told as well as the stream can tell it, and is what it should be on the disk."""
     env, out = ENVIRONMENTS[name], "ü가"
     code, told, err = run("stage1", "--data", SHIPPED, *QUICK, "--out", out, cwd=tmp_path, env=env)
-    assert (code, told) == (0, {"cp949": "\\u00fc가\n", "C": "ü가\n", "ascii": "\\u00fc\\uac00\n"}[name])
+    assert (code, told) == (0, {"cp949": "\\u00fc가\n", "C": "ü가\n"}[name])
     assert "validation (greedy)" in err
     assert (tmp_path / out / "curve.png").is_file()
     code, told, err = run("eval", out, "--data", SHIPPED, *QUICK, "--json", cwd=tmp_path, env=env)
@@ -105,7 +105,7 @@ def test_lines_are_read_by_mark_then_as_utf8_then_as_the_stream_says(codec, most
 
 def test_what_cannot_be_read_is_replaced():
     assert list(line_text(io.BufferedReader(io.BytesIO(b"a\xff\nb")))) == ["a\ufffd\n", "b"]
-    assert list(line_text(io.BufferedReader(io.BytesIO(b"\xff\xfea\0\xd8"))))[0].startswith("a")
+    assert list(line_text(io.BufferedReader(io.BytesIO(b"\xff\xfea\0\xd8")))) == ["a\ufffd"]
     assert not list(line_text(io.BufferedReader(io.BytesIO(b""))))
 
 
