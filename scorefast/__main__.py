@@ -21,7 +21,7 @@ def main() -> None:
 def _name_files_in_utf8() -> None:
     """Where names of files are ASCII (LC_ALL=C with PYTHONUTF8=0), start again in Python's UTF-8 mode: `--out 가`, and
     libraries that write texts in the locale's encoding, would fail."""
-    if sys.getfilesystemencoding() == "ascii" and not sys.flags.utf8_mode:
+    if sys.getfilesystemencoding() == "ascii" and "utf8" not in sys._xoptions:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 

@@ -160,7 +160,7 @@ def _exchange(messages: Sequence[Message]) -> dict[str, Any]:
 def _said(row: Mapping[str, Any], name: str, role: str) -> list[Message]:
     """Messages, or a text as the one message of that role."""
     value = _from_json(row.get(name))
-    if isinstance(value, list | tuple) and all(isinstance(m, Mapping) for m in value):
+    if isinstance(value, list | tuple) and value and all(_role(message) is not None for message in value):
         return messages_of(value, name)
     return [(role, _text(row, name))]
 
@@ -191,7 +191,7 @@ PRESETS = {
 @lru_cache(maxsize=1024)
 def plain_name(column: str) -> str:
     """`Correct Answer ` is correct_answer."""
-    return re.sub(r"[\s_-]+", "_", column.strip().casefold())
+    return re.sub(r"[\s_-]+", "_", column.strip("\ufeff").strip().casefold())
 
 
 def spellings(columns: Iterable[str]) -> dict[str, str]:

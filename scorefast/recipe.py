@@ -107,7 +107,7 @@ class Data(_Settings):
 
 class Reward(_Settings):
     grader: GraderName = "auto"
-    function: str | None = None  # module:name, with TRL's signature
+    function: str | None = None  # module:name or file.py:name, with TRL's signature
 
 
 class Rollout(_Settings):

@@ -74,7 +74,7 @@ def load_reward(name: str) -> RewardFunction:
         found = getattr(_module_of_file(Path(where)) if where.endswith(".py") else _module(where), function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"reward.function {name!r}: {one_line(error)}") from None
-    except Exception as error:  # the module is the user's: it can fail in any way
+    except (Exception, SystemExit) as error:  # the module is the user's: it can fail in any way
         raise UserError(f"reward.function {name!r}: {where} fails when imported: {_with_type(error)}") from None
     if not callable(found):
         raise UserError(f"reward.function {name!r}: is not a function")

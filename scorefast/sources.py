@@ -282,7 +282,7 @@ def _json_rows(path: Path, text: TextIO) -> Iterator[Rows | BadRow]:
 
 def _parsed(text: str) -> tuple[Any, str | None]:
     try:
-        return json.loads(text), None
+        return json.loads(text.removeprefix("\ufeff")), None  # files with marks, one after the other
     except (ValueError, RecursionError) as error:  # malformed or a number of too many digits, nested too deeply
         return None, f"not JSON: {one_line(error)}"
 
@@ -367,7 +367,7 @@ class _Lines(io.TextIOBase):
         if not self._rest:
             line = self._raw.readline(4 * size)  # bytes enough for so many characters
             try:
-                self._rest = line.decode("utf-8")
+                self._rest = line.decode("utf-8-sig")
             except UnicodeDecodeError:
                 self._rest = line.decode(self._encoding, "replace")
         cut = size if size >= 0 else len(self._rest)
@@ -383,8 +383,6 @@ def line_text(raw: io.BufferedReader, encoding: str = "utf-8") -> TextIO:
     """Lines of text that somebody pipes or names: in what their byte order mark says, else in UTF-8, else, where a line
     is not that, in `encoding`. What cannot be read is replaced."""
     head = raw.peek(4)
-    if head.startswith(codecs.BOM_UTF8):
-        raw.read(len(codecs.BOM_UTF8))
     if marked := next((codec for bom, codec in BOMS.items() if head.startswith(bom)), None):
         return io.TextIOWrapper(raw, marked, "replace")
     return cast(TextIO, _Lines(raw, encoding))

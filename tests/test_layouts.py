@@ -9,10 +9,13 @@ from typing import get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scorefast.data import SPLITS, Example, load_dataset, read_questions
-from scorefast.presets import PRESETS, plain_name
+from scorefast.presets import PRESETS, parse_rows, plain_name, question_of
 from scorefast.recipe import Data, UserError
+from scorefast.sources import Rows
 from tests.conftest import REPOSITORY, SHIPPED
 
 with SHIPPED.open(encoding="utf-8", newline="") as _file:
@@ -204,6 +207,38 @@ def test_every_column_is_handed_on_under_its_own_name(tmp_path):
     row = {"question": "other", "problem": "q", "truth": "4", "correct_answer": "no"}
     (e,) = examples(tmp_path, row, columns={"question": "problem", "correct_answer": "truth"})
     assert e == Example(e.id, "q", None, "4", extra={"problem": "q", "truth": "4"})
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["user", "[{", "{}"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "from", "content", "value", "type", "text", "ground_truth"]) | st.text(max_size=3),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.sampled_from([*PRESETS]), st.data())
+def test_whatever_stands_in_a_layouts_columns_is_an_example_or_a_bad_row(name, data):
+    preset = PRESETS[name]
+    columns = [*preset.needs, *preset.also, "original_answer", "grader"]
+    records = data.draw(st.lists(st.fixed_dictionaries(dict.fromkeys(columns, VALUES)), min_size=1, max_size=3))
+    parsed, problems = parse_rows(Rows("f", range(len(records)), records=records), preset, {})
+    for i in range(len(records)):
+        texts = [parsed[column][i] for column in ("question", "correct_answer")]
+        assert i in problems or all(isinstance(text, str) and text for text in texts)
+        assert "\n" not in problems.get(i, "")
+        assert isinstance(question_of(records[i]), str)
 
 
 def test_names_of_columns():
