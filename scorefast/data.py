@@ -36,8 +36,8 @@ TOLERATED = 0.01  # share of bad rows up to which reading goes on by itself
 
 
 class Example(NamedTuple):
-    """grader: of this row alone. original_answer_by: the model that wrote it, None for the source. extra: the columns of
-    the source but those that have one of these names, for reward functions."""
+    """grader: of this row alone. original_answer_by: the model that wrote it, None for the source. extra: the source's
+    columns that have none of these names, for reward functions."""
 
     id: str
     question: str

@@ -75,6 +75,8 @@ def _trl(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _verl(row: Mapping[str, Any]) -> dict[str, Any]:
     model = _from_json(row.get("reward_model"))
+    if isinstance(model, str):
+        raise ValueError("reward_model is not JSON")
     if not isinstance(model, Mapping) or "ground_truth" not in model:
         raise ValueError("reward_model has no ground_truth")
     truth = model["ground_truth"]
@@ -108,7 +110,8 @@ def _from_json(value: Any) -> Any:
 # --- messages ------------------------------------------------------------------------------------------------------
 
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "developer": "system"}
-TEXTUAL = ("text", "input_text", "output_text")  # parts of a content
+TEXTUAL = (None, "text", "input_text", "output_text")  # types of parts of a content
+_REPR = re.compile(r"""\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
 Message = tuple[str, str]  # role (system, user, assistant, or what else stands there), text
 
 
@@ -137,9 +140,10 @@ def _content(content: Any) -> str:
     if not isinstance(content, list | tuple):
         return _text({"a message's content": content}, "a message's content")
     for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else "text" if isinstance(part, str) else part
-        if kind not in TEXTUAL or not isinstance(part if isinstance(part, str) else part.get("text"), str):
-            raise ValueError(f"a message has a part that is no text: {shortened(str(kind), 50)}")
+        text, kind = (part.get("text"), part.get("type")) if isinstance(part, Mapping) else (part, None)
+        if not isinstance(text, str) or kind not in TEXTUAL:
+            shown = kind or (listed(part) if isinstance(part, Mapping) else part)
+            raise ValueError(f"a message has a part that is no text: {shortened(str(shown), 50)}")
     return "\n".join(part if isinstance(part, str) else part["text"] for part in content)
 
 
@@ -162,6 +166,8 @@ def _said(row: Mapping[str, Any], name: str, role: str) -> list[Message]:
     value = _from_json(row.get(name))
     if isinstance(value, list | tuple) and value and all(_role(message) is not None for message in value):
         return messages_of(value, name)
+    if isinstance(value, str) and _REPR.match(value):
+        raise ValueError(f"{name} are messages as Python writes them, not JSON")
     return [(role, _text(row, name))]
 
 
@@ -188,6 +194,9 @@ PRESETS = {
 }
 
 
+_MEANT = {*COLUMNS, *OPTIONAL, *(column for p in PRESETS.values() for column in (*p.needs, *p.also))}
+
+
 @lru_cache(maxsize=1024)
 def plain_name(column: str) -> str:
     """`Correct Answer ` is correct_answer."""
@@ -204,9 +213,11 @@ def find_preset(rows: Rows, settings: Data, note: Callable[[str], None] = lambda
     """How to read rows like these, the first of their file. Raises UserError naming the columns that are missing;
     `note` is told where the columns fit more than one layout, and no --columns says what is meant."""
     file, here = rows.file, list(rows.names())
-    if wrong := [new for new in settings.columns if new not in (*COLUMNS, *OPTIONAL)]:
+    if wrong := [new for new in settings.columns if new not in _MEANT]:
         ours = ", ".join((*COLUMNS, *OPTIONAL))
-        raise UserError(f"columns: {shortened(wrong[0], 50)}: expected one of {ours}, as in question=problem")
+        raise UserError(
+            f"columns: {shortened(wrong[0], 50)}: expected one of {ours} (or of a preset), as in question=problem"
+        )
     spelled = spellings(here)
     if missing := [old for old in settings.columns.values() if old not in spelled and plain_name(old) not in spelled]:
         raise UserError(f"{file}: has no column {shortened(missing[0], 50)!r}; it has {listed(here)}")
@@ -227,13 +238,14 @@ def find_preset(rows: Rows, settings: Data, note: Callable[[str], None] = lambda
             f"{file}: has the columns {listed([*here, *settings.columns]) or '(none)'}; expected {known}; "
             "or name yours: --columns question=...,correct_answer=..."
         )
-    chosen, *others = fitting
+    named = [name for name, preset in fitting.items() if not settings.columns.keys().isdisjoint(preset.needs)]
+    chosen, *others = named or fitting
     if chosen == "qa":
         note(f"{file}: no answer ends in `#### n`: each is the reference as it stands (preset qa)")
     for name in fitting[chosen].needs:
         if len(alike := [column for column in here if plain_name(column) == name]) > 1:
             note(f"{file}: {listed(alike)} have one name; {spelled[name]} is read")
-    if others and not {"question", "correct_answer"} & settings.columns.keys():
+    if others and not named:
         note(
             f"{file}: read by {', '.join(fitting[chosen].needs)} ({chosen}); its columns also fit {', '.join(others)} "
             f"(--set data.preset={others[0]}, or --columns, chooses)"
@@ -275,7 +287,9 @@ def parse_rows(
     read: Mapping[str, Sequence[Any]] = here
     if preset.read is not None:
         found = [_read(preset.read, i, row, problems) for i, row in enumerate(_by_row(here) if here else [{}] * n)]
-        read = {name: [row.get(name) for row in found] for name in COLUMNS} | {name: here[name] for name in renames}
+        read = {name: [row.get(name) for row in found] for name in COLUMNS} | {
+            name: here[name] for name in renames if name in COLUMNS
+        }
     parsed: dict[str, Sequence[Any]] = {
         name: _texts(read[name], name, problems) if name in read else [""] * n for name in COLUMNS
     }

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from scorefast.untrusted import UserError, shortened
 
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+LAUNCHERS = (*TORCHRUN, "ACCELERATE_", "FORK_LAUNCHED", "HF_", "MV2_", "OMPI_", "PMI_")  # how their variables begin
 
 
 class Place(NamedTuple):
@@ -24,8 +25,8 @@ class Place(NamedTuple):
 def settle_in() -> None:
     """Once, as a command begins: all three streams are there, and none fails on a character that its encoding lacks.
 
-    What cannot be written becomes \\uXXXX, which JSON reads back; what cannot be read becomes U+FFFD. A variable of
-    torchrun that is empty counts as one that is not set, for the libraries too.
+    What cannot be written becomes \\uXXXX, which JSON reads back; what cannot be read becomes U+FFFD. A variable of a
+    launcher that is empty counts as one that is not set: accelerate and huggingface_hub fail on some of them.
     """
     for name in ("stdin", "stdout", "stderr"):
         stream = getattr(sys, name)
@@ -33,9 +34,8 @@ def settle_in() -> None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace" if name == "stdin" else ESCAPED)
-    for name in TORCHRUN:
-        if not os.environ.get(name, "").strip():
-            os.environ.pop(name, None)
+    for name in [name for name, value in os.environ.items() if name.startswith(LAUNCHERS) and not value.strip()]:
+        del os.environ[name]
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:

@@ -125,13 +125,14 @@ def test_what_comes_before_the_question_stands_before_it(tmp_path):
 
 
 def test_parts_are_lines_and_a_part_that_is_no_text_is_a_bad_row(tmp_path):
-    two = [*parts("1 + 1"), "= ?"]
-    (e,) = examples(tmp_path, {"messages": [said("user", two), said("assistant", "2")]})
-    assert e.question == "1 + 1\n= ?"
+    three = [*parts("1"), {"text": "+ 1"}, "= ?"]
+    (e,) = examples(tmp_path, {"messages": [said("user", three), said("assistant", "2")]})
+    assert e.question == "1\n+ 1\n= ?"
     for part, kind in (
         ({"type": "image_url", "image_url": {"url": "x"}}, "image_url"),
         ({"type": "image"}, "image"),
         ({"type": "text", "text": None}, "text"),
+        ({"inline_data": {}}, "inline_data"),
         ({"type": "thinking", "text": "hm"}, "thinking"),
         (7, "7"),
     ):
@@ -149,6 +150,8 @@ def test_parts_are_lines_and_a_part_that_is_no_text_is_a_bad_row(tmp_path):
         ({"conversations": "[{"}, "conversations are not JSON"),
         ({"prompt": "q", "completion": {"a": 1}}, "completion is a dict, not text"),
         ({"prompt": [said("user", "q")], "completion": [said("user", "a")]}, "messages go user, user"),
+        ({"prompt": "[{'role': 'user'}]", "completion": "a"}, "prompt are messages as Python writes them, not JSON"),
+        ({"prompt": "q", "reward_model": "{'ground_truth': 4}"}, "reward_model is not JSON"),
         ({"prompt": "q", "reward_model": {"style": "rule"}}, "reward_model has no ground_truth"),
         ({"prompt": "q", "reward_model": {"ground_truth": {"target": ["a"]}}}, "ground_truth is a dict, not text"),
         ({"question": "q", "answer": ["#### 4"]}, "answer is a list, not text"),
@@ -181,6 +184,15 @@ def test_where_the_columns_fit_two_layouts_the_choice_is_said_and_can_be_made(tm
         == "q"
     )
     assert "question, Question have one name; question is read" in notes[0]
+
+
+def test_a_column_of_a_layout_may_be_named(tmp_path):
+    notes = []
+    row = {"question": "p", "correct_answer": "1", "Dialog": [said("user", "q"), said("assistant", "a")]}
+    (e,) = examples(tmp_path, row, notes=notes, columns={"messages": "dialog"})
+    assert (e.question, e.correct_answer, notes) == ("q", "a", [])
+    with pytest.raises(UserError, match="columns: reply: expected one of question"):
+        examples(tmp_path, row, columns={"reply": "dialog"})
 
 
 def test_an_answer_is_gsm8ks_where_any_of_the_file_is(tmp_path):
