@@ -365,7 +365,10 @@ class _Lines(io.TextIOBase):
     def readline(self, size: int | None = -1) -> str:  # type: ignore[override]
         size = -1 if size is None else size
         if not self._rest:
-            line = self._raw.readline(4 * size)  # bytes enough for so many characters
+            line = self._raw.readline(4 * size + 3 if size >= 0 else -1)  # so many characters and a mark have no more
+            for _ in range(3):  # of a longer line, no character is torn
+                if not line.endswith(b"\n") and b"\x80" <= self._raw.peek(1)[:1] < b"\xc0":
+                    line += self._raw.read(1)
             try:
                 self._rest = line.decode("utf-8-sig")
             except UnicodeDecodeError:
