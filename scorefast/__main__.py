@@ -7,6 +7,7 @@ import sys
 
 
 def main() -> None:
+    _name_files_in_utf8()
     try:
         from scorefast.cli import main as run
 
@@ -15,6 +16,13 @@ def main() -> None:
         sys.exit(130)
     finally:
         _leave_stderr()
+
+
+def _name_files_in_utf8() -> None:
+    """Where names of files are ASCII (LC_ALL=C with PYTHONUTF8=0), start again in Python's UTF-8 mode: `--out 가`, and
+    libraries that write texts in the locale's encoding, would fail."""
+    if sys.getfilesystemencoding() == "ascii" and "utf8" not in sys._xoptions:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _leave_stderr() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import json
 import logging
 import os
@@ -21,9 +20,10 @@ import typer
 from rich.console import Console
 
 from scorefast import __version__
-from scorefast.recipe import GraderName, Recipe, RunError, UserError, dump_recipe, model_path
+from scorefast.recipe import RECORDED_FOLDERS, GraderName, Recipe, RunError, UserError, dump_recipe
 from scorefast.runs import Interrupted, leaving_on_signals
-from scorefast.settings import chosen_recipe, data_flags, grader_name, resumed_recipe
+from scorefast.settings import chosen_recipe, data_flags, grader_name, resumed_recipe, where_the_model_is
+from scorefast.surroundings import place, settle_in
 
 app = typer.Typer(
     help="Teach a language model to correct itself (SCoRe, arXiv 2409.12917), on one consumer GPU or none.",
@@ -50,7 +50,8 @@ OnErrorOption = Annotated[
     str | None, typer.Option("--on-error", help="stop (at more than 1 % bad rows; the default) or skip.")
 ]
 RewardOption = Annotated[
-    str | None, typer.Option("--reward", help="module:function with TRL's signature, instead of the grader's 0 or 1.")
+    str | None,
+    typer.Option("--reward", help="module:function or file.py:function, TRL's signature; for the grader's 0 or 1."),
 ]
 GraderOption = Annotated[
     str | None, typer.Option("--grader", help=f"{', '.join(get_args(GraderName))}; default: the recipe's.")
@@ -72,9 +73,8 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr bu
 
 def main() -> NoReturn:
     """Exit codes: 0 done, 1 failure, 2 bad usage or input, 130 / 143 / 129 interrupted (SIGINT, SIGTERM, SIGHUP)."""
-    for name in ("stdin", "stdout", "stderr"):  # closed by who called, as with 2>&-: then Python has none
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    settle_in()
+    RECORDED_FOLDERS.clear()
     _keep_libraries_at_home()
     try:
         _require_text(sys.argv)
@@ -287,7 +287,7 @@ def _stage(
     from scorefast import runs
     from scorefast.data import content_sha256, load_dataset
 
-    console, first = _console(quiet), _rank() == 0
+    console, first = _console(quiet), place().rank == 0
     note = partial(console.print, soft_wrap=True)
     if resume and out is None:
         raise UserError("--resume: name the run to continue with --out")
@@ -364,7 +364,7 @@ def _run_stage(job: Any, console: Console, resume: bool, given: list[str]) -> No
         console.print(f"interrupted: {kept}. Continue with: {again}", soft_wrap=True)
         raise typer.Exit(128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT)) from None
     except UserError:
-        if not resume and _rank() == 0:
+        if not resume and place().rank == 0:
             runs.abandon_run(job.folder)
         raise
 
@@ -468,11 +468,10 @@ def chat(
         policy = load_policy(settings, opened)
     from scorefast.chat import converse, pipe
     from scorefast.report import InertConsole
+    from scorefast.sources import stdin_text
 
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
     if as_json or not sys.stdin.isatty():
-        pipe(policy, settings, sys.stdin, sys.stdout)
+        pipe(policy, settings, stdin_text(), sys.stdout)
     else:
         converse(policy, settings, InertConsole())
 
@@ -501,7 +500,7 @@ def export(
 def _console(quiet: bool) -> Console:
     from scorefast.report import InertConsole, Unfailing
 
-    console = InertConsole(file=Unfailing(sys.stderr), quiet=quiet or _rank() != 0)
+    console = InertConsole(file=Unfailing(sys.stderr), quiet=quiet or place().rank != 0)
     if not console.is_terminal:
         console.width = 160  # a log file has room for the table
     return console
@@ -537,17 +536,13 @@ def _overrides(set_: list[str] | None, flags: list[str], seed: int | None) -> li
     return [*(set_ or []), *flags, *([f"seed={seed}"] if seed is not None else [])]
 
 
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
 @contextlib.contextmanager
 def _work(console: Console, settings: Recipe, *, dry_run: bool = False) -> Iterator[None]:
     """Heavy libraries at work: their chatter goes to stderr, or nowhere with --quiet; stdout stays ours. On a dry run
     a backend that is missing is said, and no error."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with contextlib.ExitStack() as stack:
-        noise = stack.enter_context(open(os.devnull, "w")) if console.quiet else console.file
+        noise = stack.enter_context(open(os.devnull, "w", encoding="utf-8")) if console.quiet else console.file
         stack.enter_context(contextlib.redirect_stdout(noise))
         with console.status("loading libraries") if console.is_terminal else contextlib.nullcontext():
             from scorefast.model import import_backend, resolve_backend
@@ -564,6 +559,6 @@ def _work(console: Console, settings: Recipe, *, dry_run: bool = False) -> Itera
             import transformers
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        if not Path(model_path(settings.model.name)).is_dir():
-            console.print(f"model: {settings.model.name}, from the Hugging Face hub or its cache", soft_wrap=True)
+        if line := where_the_model_is(settings.model.name):
+            console.print(line, soft_wrap=True)
         yield

@@ -21,10 +21,10 @@ import numpy as np
 
 from scorefast.duplicates import near_duplicates, number_keys
 from scorefast.durable import file_sha256
-from scorefast.presets import Preset, find_preset, parse_rows, text_of
+from scorefast.presets import ASKED, Preset, find_preset, parse_rows, question_of
 from scorefast.recipe import Data, GraderName, UserError
 from scorefast.sources import BadRow, Row, Rows, read_chunks, read_rows, source_files
-from scorefast.untrusted import one_line, read_json
+from scorefast.untrusted import listed, one_line, read_json
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -37,7 +37,7 @@ TOLERATED = 0.01  # share of bad rows up to which reading goes on by itself
 
 class Example(NamedTuple):
     """grader: of this row alone. original_answer_by: the model that wrote it, None for the source. extra: the source's
-    other columns, for reward functions."""
+    columns that have none of these names, for reward functions."""
 
     id: str
     question: str
@@ -169,13 +169,13 @@ class Reading:
                 yield self._drop(part.file, part.line, part.reason, part.raw, bad=True)
             else:
                 self.rows_read += len(part.lines)
-                yield from self._examine(part, seen)
+                yield from self._examine(part, seen, note)
         self._judge()
 
-    def _examine(self, rows: Rows, seen: dict[bytes, int]) -> Iterator[Kept | Dropped]:
+    def _examine(self, rows: Rows, seen: dict[bytes, int], note: Callable[[str], None]) -> Iterator[Kept | Dropped]:
         file = rows.file
         if file not in self.presets:
-            self.presets[file] = find_preset(file, rows.names(), self.settings)
+            self.presets[file] = find_preset(rows, self.settings, note)
             self.files.append(file)
         parsed, problems = parse_rows(rows, self.presets[file], self.settings.columns)
         normal_forms = list(map(normalized, parsed["question"]))
@@ -342,13 +342,16 @@ def note_families(
 
 
 def read_questions(source: str, note: Callable[[str], None] = lambda line: None) -> list[str]:
-    """The questions of a benchmark to check against: any source with a question, problem or messages column. What
-    cannot be read of it is noted. Raises UserError where nothing can."""
+    """The questions of a benchmark to check against: any source with one of the columns ASKED. What cannot be read of
+    it is noted. Raises UserError where nothing can."""
     if is_prepared(source):
         return [e.question for examples in _load_prepared(Path(source), None).splits.values() for e in examples]
     found, unread = [], 0
     for row in read_rows(source, note=note):
-        text = _question(row.values, source) if isinstance(row, Row) else ""
+        values = row.values if isinstance(row, Row) else {"question": ""}
+        text = question_of(values)
+        if text is None:
+            raise UserError(f"{source}: has no column {', '.join(ASKED)}; it has {listed(values)}")
         unread += not text
         found += [text] if text else []
     if unread:
@@ -356,16 +359,6 @@ def read_questions(source: str, note: Callable[[str], None] = lambda line: None)
     if not found:
         raise UserError(f"{source}: no question to check against")
     return found
-
-
-def _question(row: Mapping[str, Any], source: str) -> str:
-    name = next((name for name in ("question", "problem", "messages") if name in row), None)
-    if name is None:
-        raise UserError(f"{source}: has no column question, problem or messages; it has {', '.join(row)}")
-    if name != "messages":
-        return text_of(row[name], name, 0, {})
-    messages = [m for m in row["messages"] if isinstance(m, Mapping)] if isinstance(row["messages"], list) else []
-    return next((str(m.get("content") or "").strip() for m in messages if m.get("role") == "user"), "")
 
 
 def digests(questions: Iterable[str], name: str) -> dict[bytes, str]:

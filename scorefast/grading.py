@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from scorefast.answers import (
 from scorefast.data import normalized
 from scorefast.math_worker import MathWorker
 from scorefast.recipe import GraderName, UserError
+from scorefast.sources import line_text, stdin_text
 
 Chosen = Literal["exact", "numeric", "math", "contains", "choice"]  # every GraderName but auto
 GRADERS: tuple[Chosen, ...] = get_args(Chosen)
@@ -123,7 +123,7 @@ def grade_lines(file: str, grader: GraderName) -> Iterator[tuple[int, dict[str, 
     UserError naming file and line.
     """
     try:
-        stream = sys.stdin if file == "-" else open(file, encoding="utf-8-sig", errors="replace")  # noqa: SIM115
+        stream = stdin_text() if file == "-" else line_text(open(file, "rb"))  # noqa: SIM115
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from None
     with stream:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -65,6 +66,7 @@ class MathWorker:
                 stderr=subprocess.DEVNULL,
                 text=True,
                 encoding="utf-8",
+                env=os.environ | {"PYTHONIOENCODING": "utf-8"},
                 start_new_session=True,  # Ctrl-C is for the run, which ends its step with it
             )
             with _killed_after(START_SECONDS, self._process):

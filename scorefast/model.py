@@ -133,7 +133,7 @@ def load_config(name: str) -> Any:
     from transformers import AutoConfig
 
     shipped = CONFIGS / name.replace("/", "--")
-    path = str(shipped) if shipped.is_dir() else model_path(name)
+    path = str(shipped) if shipped.is_dir() and not Path(name).is_dir() else model_path(name)
     _require_sound(path)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)

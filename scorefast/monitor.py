@@ -48,7 +48,9 @@ def signs(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             f"turn 2 repeats turn 1: {now['changed']:.0%} of answers change, edit distance {now['edit_distance']:.3f}"
         )
     if now["advantage_zero"] > 0.9:
-        found["no_signal"] = f"{now['advantage_zero']:.0%} of samples have no advantage: their question's are all alike"
+        found["no_signal"] = (
+            f"{now['advantage_zero']:.0%} of samples have no advantage: their question's are all alike, or unrewarded"
+        )
     if len(steps) < 2 * WINDOW:
         return found
     if "entropy" in now and "entropy" in start:

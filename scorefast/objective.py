@@ -10,6 +10,7 @@ turn's reward only: y1 with r1, y2 with the (shaped) r2.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,15 +47,18 @@ def turn_rewards(
     stage: Stage1 | Stage2,
     first: Sequence[Grade],
     second: Sequence[Grade],
-    raw: Sequence[tuple[float, float]] | None = None,
+    raw: Sequence[tuple[float | None, float | None]] | None = None,
 ) -> Tensor:
-    """(B, 2) float32: the reward each turn is credited with, before any baseline.
+    """(B, 2) float32: the reward each turn is credited with, before any baseline; NaN where none applies.
 
     Stage I (arXiv 2409.12917, eq. 3) rewards the second attempt alone; Stage II (eq. 4) both, the second one shaped.
-    raw: (r1, r2) of a reward function; by default 1 for a correct attempt and 0 for another.
+    raw: (r1, r2) of a reward function; by default 1 for a correct attempt and 0 for another. None is a reward that does
+    not apply; neither does, then, an improvement over it or from it.
     """
     pairs = list(zip(first, second, strict=True))
-    rewards = [(float(g1.correct), float(g2.correct)) for g1, g2 in pairs] if raw is None else raw
+    rewards = [(float(g1.correct), float(g2.correct)) for g1, g2 in pairs]
+    if raw is not None:
+        rewards = [(math.nan if r1 is None else r1, math.nan if r2 is None else r2) for r1, r2 in raw]
     if isinstance(stage, Stage1):
         rows = [(0.0, r2) for _, r2 in rewards]
     elif stage.shaping == "paper":
@@ -67,14 +71,19 @@ def turn_rewards(
 def leave_one_out_advantage(rewards: Tensor, groups: Tensor) -> Tensor:
     """RLOO: each reward minus the mean of the OTHER samples of its group (arXiv 2402.14740).
 
-    rewards (B, 2), groups (B,) int64 -> (B, 2). Raises ValueError where a group has a single sample.
+    A reward that is NaN does not apply: it is in no mean, and its own advantage is 0, as in TRL; so is that of a reward
+    whose group has no other. rewards (B, 2), groups (B,) int64 -> (B, 2). Raises ValueError where a group has a single
+    sample.
     """
     _, member, count = torch.unique(groups, return_inverse=True, return_counts=True)
     if bool((count < 2).any()):
         raise ValueError("leave_one_out_advantage: a group has one sample only, so there is no baseline for it")
-    total = torch.zeros(len(count), rewards.shape[1], dtype=rewards.dtype).index_add_(0, member, rewards)
-    n = count[member][:, None]
-    return rewards - (total[member] - rewards) / (n - 1)
+    applies = ~rewards.isnan()
+    known = torch.where(applies, rewards, 0.0)
+    none = torch.zeros(len(count), rewards.shape[1], dtype=rewards.dtype)
+    total, n = none.index_add(0, member, known)[member], none.index_add(0, member, applies.to(rewards.dtype))[member]
+    advantage = known - (total - known) / (n - 1).clamp(min=1)
+    return torch.where(applies & (n > 1), advantage, 0.0)
 
 
 def coefficients(stage: Stage1 | Stage2, advantages: Tensor) -> TurnCoefficients:

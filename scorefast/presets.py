@@ -1,10 +1,14 @@
-"""What the columns of a source mean: ours, GSM8K's, MATH's, messages, or those the user names. Imports no torch."""
+"""What the columns of a source mean: ours, those of layouts in common use, or those the user names. Imports no torch.
+
+Names of columns are recognised in any capitals, with spaces around them or in the place of `_`.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, get_args
 
 from scorefast.recipe import Data, GraderName, UserError
@@ -23,97 +27,269 @@ def without_calculator(text: str) -> str:
     return _CALCULATOR.sub("", text)
 
 
+# --- one row of each layout: our texts out of its columns. They raise ValueError for a bad row, saying why ----------
+
+
 def _gsm8k(row: Mapping[str, Any]) -> dict[str, Any]:
-    answer = str(row.get("answer") or "")
-    if answer.strip() and "####" not in answer:
+    answer = _text(row, "answer")
+    if answer and "####" not in answer:
         raise ValueError("answer has no final `#### n`")
     return {"question": row.get("question"), "correct_answer": without_calculator(answer)}
 
 
+def _qa(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"question": row.get("question"), "correct_answer": row.get("answer")}
+
+
 def _math(row: Mapping[str, Any]) -> dict[str, Any]:
-    solution = str(row.get("solution") or "")
-    if solution.strip() and "\\boxed" not in solution:
+    solution = _text(row, "solution")
+    if solution and "\\boxed" not in solution:
         raise ValueError("solution has no \\boxed answer")
     return {"question": row.get("problem"), "correct_answer": solution}
 
 
+def _squad(row: Mapping[str, Any]) -> dict[str, Any]:
+    answers = _from_json(row.get("answers"))
+    if isinstance(answers, str) and answers.startswith(("{", "[")):
+        raise ValueError("answers are not JSON")
+    texts = answers.get("text") if isinstance(answers, Mapping) else answers
+    first = (texts[0] if texts else None) if isinstance(texts, list | tuple) else texts
+    return {"question": _paragraphs(row, "context", "question"), "correct_answer": first}
+
+
+def _alpaca(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"question": _paragraphs(row, "instruction", "input"), "correct_answer": row.get("output")}
+
+
 def _messages(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One exchange, or two: then the second question is a correction turn, and the first reply the original answer."""
-    messages = row.get("messages")
+    return _exchange(messages_of(row.get("messages"), "messages"))
+
+
+def _sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
+    return _exchange(messages_of(row.get("conversations"), "conversations"))
+
+
+def _trl(row: Mapping[str, Any]) -> dict[str, Any]:
+    return _exchange([*_said(row, "prompt", "user"), *_said(row, "completion", "assistant")])
+
+
+def _verl(row: Mapping[str, Any]) -> dict[str, Any]:
+    model = _from_json(row.get("reward_model"))
+    if isinstance(model, str):
+        raise ValueError("reward_model is not JSON")
+    if not isinstance(model, Mapping) or "ground_truth" not in model:
+        raise ValueError("reward_model has no ground_truth")
+    truth = model["ground_truth"]
+    if isinstance(truth, list | tuple) and len(truth) == 1:
+        model = {"ground_truth": truth[0]}
+    return _exchange([*_said(row, "prompt", "user"), ("assistant", _text(model, "ground_truth"))])
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    problems: dict[int, str] = {}
+    text = text_of(row.get(name), name, 0, problems)
+    if problems:
+        raise ValueError(problems[0])
+    return text
+
+
+def _paragraphs(row: Mapping[str, Any], *names: str) -> str:
+    return "\n\n".join(filter(None, (_text(row, name) for name in names)))
+
+
+def _from_json(value: Any) -> Any:
+    """The list or object that a text is the JSON of, as a cell of a CSV file has it; anything else unchanged."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):  # malformed, or nested too deeply
+        return value.strip()
+
+
+# --- messages ------------------------------------------------------------------------------------------------------
+
+ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "developer": "system"}
+TEXTUAL = (None, "text", "input_text", "output_text")  # types of parts of a content
+_REPR = re.compile(r"""\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
+Message = tuple[str, str]  # role (system, user, assistant, or what else stands there), text
+
+
+def messages_of(value: Any, name: str) -> list[Message]:
+    """A list of {role, content} or {from, value}, or the JSON of it, with contents as text."""
+    messages = _from_json(value)
     if isinstance(messages, str):
-        try:
-            messages = json.loads(messages)
-        except (ValueError, RecursionError):  # malformed, or nested too deeply
-            raise ValueError("messages are not JSON") from None
-    if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) and "role" in m for m in messages):
-        raise ValueError("messages are not a list of objects with role and content")
-    system = [str(m.get("content") or "") for m in messages if m["role"] == "system"]
-    turns = [m for m in messages if m["role"] != "system"]
-    roles = [m["role"] for m in turns]
+        raise ValueError(f"{name} are not JSON")
+    if not isinstance(messages, list | tuple) or not all(isinstance(_role(m), str) for m in messages):
+        raise ValueError(f"{name} are not a list of objects with role and content, or from and value")
+    roles = [_role(m).strip().lower() for m in messages]
+    return [(ROLES.get(r, r), _content(_first(m, "content", "value"))) for r, m in zip(roles, messages, strict=True)]
+
+
+def _role(message: Any) -> Any:
+    return _first(message, "role", "from") if isinstance(message, Mapping) else None
+
+
+def _first(row: Mapping[str, Any], *names: str) -> Any:
+    """What stands under the first of the names that has something: of a table, each row has every column."""
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _content(content: Any) -> str:
+    """A content as text: of a list of parts, their texts on lines of their own."""
+    if not isinstance(content, list | tuple):
+        return _text({"a message's content": content}, "a message's content")
+    for part in content:
+        text, kind = (part.get("text"), part.get("type")) if isinstance(part, Mapping) else (part, None)
+        if not isinstance(text, str) or kind not in TEXTUAL:
+            shown = kind or (listed(part) if isinstance(part, Mapping) else part)
+            raise ValueError(f"a message has a part that is no text: {shortened(str(shown), 50)}")
+    return "\n".join(part if isinstance(part, str) else part["text"] for part in content)
+
+
+def _exchange(messages: Sequence[Message]) -> dict[str, Any]:
+    """One exchange, or two: then the second question is a correction turn, and the first reply the original answer."""
+    turns = [message for message in messages if message[0] != "system"]
+    roles = [role for role, _ in turns]
     if roles not in (["user", "assistant"], ["user", "assistant"] * 2):
         raise ValueError(f"messages go {listed(roles) or 'nowhere'}; expected user, assistant once or twice")
-    contents = [m.get("content") for m in turns]
-    question = "\n\n".join([*system, str(contents[0] or "")])
+    system = [text for role, text in messages if role == "system"]
     return {
-        "question": question,
-        "original_answer": contents[1] if len(turns) > 2 else None,
-        "correct_answer": contents[-1],
+        "question": "\n\n".join(filter(None, [*system, turns[0][1]])),
+        "original_answer": turns[1][1] if len(turns) > 2 else None,
+        "correct_answer": turns[-1][1],
     }
+
+
+def _said(row: Mapping[str, Any], name: str, role: str) -> list[Message]:
+    """Messages, or a text as the one message of that role."""
+    value = _from_json(row.get(name))
+    if isinstance(value, list | tuple) and value and all(_role(message) is not None for message in value):
+        return messages_of(value, name)
+    if isinstance(value, str) and _REPR.match(value):
+        raise ValueError(f"{name} are messages as Python writes them, not JSON")
+    return [(role, _text(row, name))]
+
+
+# --- which layout a file has ---------------------------------------------------------------------------------------
 
 
 class Preset(NamedTuple):
     needs: tuple[str, ...]
-    used: frozenset[str]
     read: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None  # None: the columns have our names already
+    also: tuple[str, ...] = ()  # columns that are read where they are there
 
 
 PRESETS = {
-    "score": Preset(("question", "correct_answer"), frozenset(COLUMNS), None),
-    "gsm8k": Preset(("question", "answer"), frozenset(("question", "answer")), _gsm8k),
-    "math": Preset(("problem", "solution"), frozenset(("problem", "solution")), _math),
-    "messages": Preset(("messages",), frozenset(("messages",)), _messages),
+    "score": Preset(("question", "correct_answer"), None),
+    "gsm8k": Preset(("question", "answer"), _gsm8k),
+    "qa": Preset(("question", "answer"), _qa),
+    "math": Preset(("problem", "solution"), _math),
+    "squad": Preset(("question", "answers"), _squad, ("context",)),
+    "alpaca": Preset(("instruction", "output"), _alpaca, ("input",)),
+    "verl": Preset(("prompt", "reward_model"), _verl),
+    "trl": Preset(("prompt", "completion"), _trl),
+    "messages": Preset(("messages",), _messages),
+    "sharegpt": Preset(("conversations",), _sharegpt),
 }
 
 
-def find_preset(file: str, columns: Iterable[str], settings: Data) -> Preset:
-    """How to read rows of these columns. Raises UserError naming the columns that are missing."""
-    here = list(columns)
-    found = [*here, *settings.columns]
-    if wrong := [new for new in settings.columns if new not in (*COLUMNS, *OPTIONAL)]:
+_MEANT = {*COLUMNS, *OPTIONAL, *(column for p in PRESETS.values() for column in (*p.needs, *p.also))}
+
+
+@lru_cache(maxsize=1024)
+def plain_name(column: str) -> str:
+    """`Correct Answer ` is correct_answer."""
+    return re.sub(r"[\s_-]+", "_", column.strip("\ufeff").strip().casefold())
+
+
+def spellings(columns: Iterable[str]) -> dict[str, str]:
+    """Our names -> the columns that are called so: the very name before others, then the first."""
+    every = list(columns)
+    return {plain_name(name): name for name in reversed(every)} | {name: name for name in every}
+
+
+def find_preset(rows: Rows, settings: Data, note: Callable[[str], None] = lambda line: None) -> Preset:
+    """How to read rows like these, the first of their file. Raises UserError naming the columns that are missing;
+    `note` is told where the columns fit more than one layout, and no --columns says what is meant."""
+    file, here = rows.file, list(rows.names())
+    if wrong := [new for new in settings.columns if new not in _MEANT]:
         ours = ", ".join((*COLUMNS, *OPTIONAL))
-        raise UserError(f"columns: {shortened(wrong[0], 50)}: expected one of {ours}, as in question=problem")
-    if missing := [old for old in settings.columns.values() if old not in here]:
+        raise UserError(
+            f"columns: {shortened(wrong[0], 50)}: expected one of {ours} (or of a preset), as in question=problem"
+        )
+    spelled = spellings(here)
+    if missing := [old for old in settings.columns.values() if old not in spelled and plain_name(old) not in spelled]:
         raise UserError(f"{file}: has no column {shortened(missing[0], 50)!r}; it has {listed(here)}")
+    found = {*spelled, *settings.columns}
     if settings.preset != "auto":
         preset = PRESETS[settings.preset]
         if missing := [name for name in preset.needs if name not in found]:
-            raise UserError(f"{file}: preset {settings.preset} needs the column {missing[0]}; it has {listed(found)}")
+            shown = listed([*here, *settings.columns])
+            raise UserError(f"{file}: preset {settings.preset} needs the column {missing[0]}; it has {shown}")
         return preset
-    for preset in PRESETS.values():
-        if all(name in found for name in preset.needs):
-            return preset
-    known = "; ".join(f"{', '.join(p.needs)} ({name})" for name, p in PRESETS.items())
-    raise UserError(
-        f"{file}: has the columns {listed(found) or '(none)'}; expected {known}; "
-        "or name yours: --columns question=...,correct_answer=..."
-    )
+    fitting = {name: preset for name, preset in PRESETS.items() if found.issuperset(preset.needs)}
+    if {"gsm8k", "qa"} <= fitting.keys():
+        marked = any("####" in str(answer) for answer in rows.column(spelled.get("answer", "")))
+        del fitting["qa" if marked else "gsm8k"]
+    if not fitting:
+        known = "; ".join(f"{', '.join(p.needs)} ({name})" for name, p in PRESETS.items())
+        raise UserError(
+            f"{file}: has the columns {listed([*here, *settings.columns]) or '(none)'}; expected {known}; "
+            "or name yours: --columns question=...,correct_answer=..."
+        )
+    named = [name for name, preset in fitting.items() if not settings.columns.keys().isdisjoint(preset.needs)]
+    chosen, *others = named or fitting
+    if chosen == "qa":
+        note(f"{file}: no answer ends in `#### n`: each is the reference as it stands (preset qa)")
+    for name in fitting[chosen].needs:
+        if len(alike := [column for column in here if plain_name(column) == name]) > 1:
+            note(f"{file}: {listed(alike)} have one name; {spelled[name]} is read")
+    if others and not named:
+        note(
+            f"{file}: read by {', '.join(fitting[chosen].needs)} ({chosen}); its columns also fit {', '.join(others)} "
+            f"(--set data.preset={others[0]}, or --columns, chooses)"
+        )
+    return fitting[chosen]
+
+
+ASKED = ("question", "problem", "instruction", "messages", "conversations", "prompt")  # columns that hold questions
+
+
+def question_of(row: Mapping[str, Any]) -> str | None:
+    """The question of a row of any layout, whether or not it has an answer, blank where it cannot be read; None where
+    no column can hold one."""
+    ours = {name: row[column] for name, column in spellings(row).items()}
+    name = next((name for name in ASKED if name in ours), None)
+    try:
+        if name in ("question", "problem", "instruction"):
+            before, after = ("context",) if "answers" in ours else (), ("input",) if name == "instruction" else ()
+            return _paragraphs(ours, *before, name, *after)
+        said = _said(ours, name, "user") if name else []
+    except ValueError:
+        return ""
+    return next((text.strip() for role, text in said if role == "user"), "") if name else None
 
 
 def parse_rows(
     rows: Rows, preset: Preset, renames: Mapping[str, str]
 ) -> tuple[dict[str, Sequence[Any]], dict[int, str]]:
     """Rows as columns question, original_answer, correct_answer, grader, original_answer_by (texts, stripped, "" for
-    nothing) and extra (mappings or None); and by row the reason why it cannot be used."""
+    nothing) and extra (the columns that have none of our names, as mappings or None); and by row the reason why it
+    cannot be used."""
     problems: dict[int, str] = {}
     n = len(rows.lines)
-    old = dict.fromkeys(renames.values())
-    names = dict.fromkeys([*(name for name in rows.names() if name not in old), *renames])
-    known = {*preset.used, *COLUMNS, *OPTIONAL}
-    here = {name: rows.column(renames.get(name, name)) for name in names if name in known}
+    spelled = spellings(rows.names())
+    given = {new: spelled.get(old, spelled.get(plain_name(old), old)) for new, old in renames.items()}
+    known = (*COLUMNS, *OPTIONAL, *preset.needs, *preset.also)
+    names = {name: spelled[name] for name in known if name in spelled and spelled[name] not in given.values()} | given
+    here = {name: rows.column(column) for name, column in names.items()}
     read: Mapping[str, Sequence[Any]] = here
     if preset.read is not None:
         found = [_read(preset.read, i, row, problems) for i, row in enumerate(_by_row(here) if here else [{}] * n)]
-        read = {name: [row.get(name) for row in found] for name in COLUMNS} | {name: here[name] for name in renames}
+        read = {name: [row.get(name) for row in found] for name in COLUMNS} | {
+            name: here[name] for name in renames if name in COLUMNS
+        }
     parsed: dict[str, Sequence[Any]] = {
         name: _texts(read[name], name, problems) if name in read else [""] * n for name in COLUMNS
     }
@@ -132,11 +308,11 @@ def parse_rows(
     for i, grader in enumerate(parsed["grader"]) if "grader" in here else ():
         if grader and grader not in get_args(GraderName):
             problems.setdefault(i, f"grader {shortened(repr(grader), 60)} is none of {', '.join(get_args(GraderName))}")
-    others = {name: rows.columns[name] for name in rows.columns if name in names and name not in known}
+    ours = (*COLUMNS, *OPTIONAL)
+    others = {name: column for name, column in rows.columns.items() if name not in ours}
     extra: Sequence[Any] = list(_by_row(others)) if others else [None] * n
     if rows.records:
-        leave = known | old.keys()
-        extra = [{name: v for name, v in record.items() if name not in leave} or None for record in rows.records]
+        extra = [{name: v for name, v in record.items() if name not in ours} or None for record in rows.records]
     return parsed | {"extra": extra}, problems
 
 
@@ -167,9 +343,24 @@ def text_of(value: Any, name: str, i: int, problems: dict[int, str]) -> str:
     if value is None or value != value:  # NaN, as tables have it for nothing
         return ""
     if isinstance(value, Mapping | list | tuple | bytes):
-        problems.setdefault(i, f"{name} is a {type(value).__name__}, not text")
-        return ""
+        try:
+            return _of_messages(value, name).strip()
+        except ValueError as error:
+            problems.setdefault(i, str(error))
+            return ""
     return str(value)
+
+
+def _of_messages(value: Any, name: str) -> str:
+    """The text of a cell that is a list of messages, one of them not the system's, or a list of their parts."""
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(part, Mapping) for part in value):
+        raise ValueError(f"{name} is a {type(value).__name__}, not text")
+    if all(_role(message) is None for message in value):
+        return _content(value)
+    messages = messages_of(value, name)
+    if sum(role != "system" for role, _ in messages) != 1:
+        raise ValueError(f"{name} is a conversation, not text: {listed(role for role, _ in messages)}")
+    return "\n\n".join(text for _, text in messages if text)
 
 
 def _seen(text: str) -> str:

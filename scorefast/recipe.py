@@ -7,6 +7,7 @@ recipe is commented in `recipes/`. Imports no torch.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -89,7 +90,9 @@ class Prompt(_Settings):
 class Data(_Settings):
     test_fraction: Fraction = 0.2
     validation_fraction: Fraction = 0.1
-    preset: Literal["auto", "score", "gsm8k", "math", "messages"] = "auto"
+    preset: Literal[
+        "auto", "score", "gsm8k", "qa", "math", "squad", "alpaca", "verl", "trl", "messages", "sharegpt"
+    ] = "auto"
     columns: dict[str, str] = {}
     encoding: str = "auto"
     on_error: Literal["stop", "skip"] = "stop"
@@ -104,7 +107,7 @@ class Data(_Settings):
 
 class Reward(_Settings):
     grader: GraderName = "auto"
-    function: str | None = None  # module:name, with TRL's signature
+    function: str | None = None  # module:name or file.py:name, with TRL's signature
 
 
 class Rollout(_Settings):
@@ -205,9 +208,18 @@ class Recipe(_Settings):
         return self
 
 
+# Folders by the relative names that a run has for them, where its run.json says they lie; see runs.find_base.
+RECORDED_FOLDERS: dict[str, str] = {}
+
+
 def model_path(name: str) -> str:
-    """The folder of an embedded model, or the name unchanged (a folder or a hub id)."""
-    return str(EMBEDDED_MODELS.get(name, name))
+    """The folder of an embedded model or of one that a run recorded, or the name unchanged (a folder or a hub id)."""
+    return str(EMBEDDED_MODELS.get(name) or RECORDED_FOLDERS.get(name, name))
+
+
+def may_be_of_the_hub(name: str) -> bool:
+    """Whether the hub could have a model of that name, so that a folder of the same name hides it."""
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is not None
 
 
 def recipe_folder() -> Path:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -72,6 +73,10 @@ class InertConsole(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
+
+    def status(self, status: Any, **options: Any) -> Status:
+        """With a spinner that the stream's encoding has."""
+        return super().status(status, **{"spinner": "dots" if self.encoding.startswith("utf") else "line"} | options)
 
 
 class Pulse:

@@ -20,7 +20,16 @@ from filelock import FileLock, Timeout
 
 from scorefast import __version__
 from scorefast.durable import SEAL, damage, file_sha256, fingerprint, remove_folder, write_file
-from scorefast.recipe import Recipe, UserError, dump_recipe, flat, load_recipe, model_path
+from scorefast.recipe import (
+    EMBEDDED_MODELS,
+    RECORDED_FOLDERS,
+    Recipe,
+    UserError,
+    dump_recipe,
+    flat,
+    load_recipe,
+    model_path,
+)
 from scorefast.untrusted import read_json, require_sound_folder
 
 # What must be the same from one run to the next that starts from it: how questions are split, asked and graded.
@@ -81,6 +90,8 @@ def open_checkpoint(text: str) -> Checkpoint:
         _require_whole(path)
     require_sound_folder(path)
     recipe = load_recipe(str(path / RECIPE)) if (path / RECIPE).is_file() else None
+    if recipe is not None:
+        find_base(path, recipe.model.name)
     name = f"{path.resolve().parent.name}/{path.name}" if path.name.startswith("checkpoint-") else path.resolve().name
     if (path / "adapter_config.json").is_file() and (path / "adapter_model.safetensors").is_file():
         base = recipe.model.name if recipe else read_json(path / "adapter_config.json").get("base_model_name_or_path")
@@ -103,11 +114,33 @@ def _require_whole(path: Path) -> None:
     raise UserError(f"{path}: this run has not finished; continue it with --resume{other}")
 
 
+def find_base(folder: Path, name: str) -> None:
+    """A run may name its model by a relative path: it is sought where run.json says that it lay, then here.
+
+    Raises UserError where it was a folder and is in neither place, so that no model of the hub is taken for it.
+    """
+    run = folder / RUN if (folder / RUN).is_file() else folder.resolve().parent / RUN
+    if name in EMBEDDED_MODELS or Path(name).is_absolute() or not run.is_file():
+        return
+    began = read_json(run)
+    recorded = began.get("base")
+    if isinstance(recorded, str) and Path(recorded).is_dir():
+        if RECORDED_FOLDERS.setdefault(name, recorded) != recorded:
+            raise UserError(f"{folder}: its model {name!r} is {recorded}, and not {RECORDED_FOLDERS[name]}")
+    elif (recorded or began.get("base_sha256")) and not Path(name).is_dir():
+        places = [*([str(recorded)] if recorded else []), str(Path(name).absolute())]
+        raise UserError(
+            f"{folder}: its model.name is {name!r}, a folder when it began; sought at {' and '.join(places)}, and not "
+            "there; put it back, or go where that path leads to it"
+        )
+
+
 def require_same_terms(checkpoint: Checkpoint, recipe: Recipe, *, to_train: bool = False) -> None:
     """Raises UserError where the checkpoint's base is another, or its run split, asked or graded otherwise: a question
     it was trained on could then count as held out, and figures would not compare. To train it, the kind of tuning must
     be the same too."""
-    if model_path(checkpoint.base) != model_path(recipe.model.name):
+    theirs, ours = (Path(model_path(name)) for name in (checkpoint.base, recipe.model.name))
+    if theirs != ours and not (theirs.is_dir() and ours.is_dir() and theirs.samefile(ours)):
         raise UserError(
             f"{checkpoint.path}: trained on {checkpoint.base!r}, but the recipe's model.name is {recipe.model.name!r}"
         )
@@ -215,11 +248,12 @@ def what_it_starts_from(start: Checkpoint | None) -> dict[str, Any]:
 
 
 def what_it_stands_on(recipe: Recipe) -> dict[str, Any]:
-    """The base model, where it is a folder, by its content (one of the hub by its name alone), and the libraries."""
+    """The base model, where it is a folder, by place and content (one of the hub by name alone), and the libraries."""
     base = Path(model_path(recipe.model.name))
+    place = str(base.resolve()) if base.is_dir() and recipe.model.name not in EMBEDDED_MODELS else None
     packages = {name: metadata.version(name) for name in ("torch", "transformers", "peft")}
     versions = {"scorefast": __version__, **packages}
-    return {"base_sha256": fingerprint(base) if base.is_dir() else None, "versions": versions}
+    return {"base": place, "base_sha256": fingerprint(base) if base.is_dir() else None, "versions": versions}
 
 
 def require_same_beginning(

@@ -10,8 +10,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
-from scorefast.recipe import GraderName, Recipe, UserError, load_recipe, model_path
-from scorefast.runs import RECIPE, Checkpoint, changes_allowed
+from scorefast.recipe import (
+    EMBEDDED_MODELS,
+    GraderName,
+    Recipe,
+    UserError,
+    load_recipe,
+    may_be_of_the_hub,
+    model_path,
+)
+from scorefast.runs import RECIPE, Checkpoint, changes_allowed, find_base
 
 Note = Callable[[str], None]
 
@@ -45,6 +53,7 @@ def resumed_recipe(run: Path, section: str, source: str, overrides: list[str], n
         wanted = load_recipe(source, overrides)
     for key, (before, after) in changes_allowed(run, section, began, wanted).items():
         note(f"{key}: {before!r} so far, {after!r} from here on")
+    find_base(run, wanted.model.name)
     return _with_its_model(wanted)
 
 
@@ -80,12 +89,35 @@ def _keys(overrides: list[str]) -> set[str]:
 
 
 def _with_its_model(recipe: Recipe) -> Recipe:
-    """Raises UserError where model.name is the path of a folder that is not there; other names are asked of the hub."""
-    path = model_path(recipe.model.name)
-    is_path = path.startswith((".", "~")) or path.count("/") > 1 or Path(path).is_absolute()
-    if is_path and not Path(path).is_dir():
-        raise UserError(f"model.name: {path}: no such folder (a recipe may begin with how to make it)")
+    """Raises UserError where model.name is the path of a folder that is not there, or of one that holds no model; other
+    names are asked of the hub."""
+    name = recipe.model.name
+    path = Path(model_path(name))
+    if path.is_dir() and not (path / "config.json").is_file():
+        hides = " and hides the hub's model of that name: rename it, or" if may_be_of_the_hub(name) else ":"
+        raise UserError(
+            f"model.name: {name}: the folder {path.absolute()} has no config.json{hides} name a model's folder"
+        )
+    is_path = name.startswith((".", "~")) or name.count("/") > 1 or path.is_absolute()
+    if is_path and not path.is_dir():
+        sought = "" if path.is_absolute() else f" at {path.absolute()}"
+        raise UserError(f"model.name: {name}: no such folder{sought} (a recipe may begin with how to make it)")
     return recipe
+
+
+def where_the_model_is(name: str) -> str | None:
+    """A line for those whose model may be another than they think; None for one that is embedded or a plain path."""
+    path = model_path(name)
+    if not Path(path).is_dir():
+        return f"model: {name}, from the Hugging Face hub or its cache"
+    if name in EMBEDDED_MODELS:
+        return (
+            f"model: {name}, the embedded one, not the folder {Path(name).absolute()}" if Path(name).is_dir() else None
+        )
+    if path != name:
+        return f"model: {name}, the folder {path}, where its run had it"
+    hidden = ", not the hub's model of that name"
+    return f"model: {name}, the folder {Path(name).absolute()}{hidden}" if may_be_of_the_hub(name) else None
 
 
 def data_flags(
@@ -105,7 +137,13 @@ def data_flags(
         overrides.append(f"data.on_error={on_error}")
     if grader is not None:
         overrides.append(f"reward.grader={grader_name(grader)}")
-    return overrides + ([f"reward.function={json.dumps(reward)}"] if reward is not None else [])
+    return overrides + ([f"reward.function={json.dumps(_whole_path(reward))}"] if reward is not None else [])
+
+
+def _whole_path(reward: str) -> str:
+    """Of `file.py:function` the whole path, so that a run can be continued from another folder."""
+    where, _, function = reward.rpartition(":")
+    return f"{Path(where).expanduser().resolve()}:{function}" if where.endswith(".py") else reward
 
 
 def grader_name(text: str | None) -> Any:

@@ -13,9 +13,10 @@ import io
 import itertools
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO
+from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
 from scorefast.recipe import UserError
 from scorefast.untrusted import listed, one_line, read_json
@@ -281,7 +282,7 @@ def _json_rows(path: Path, text: TextIO) -> Iterator[Rows | BadRow]:
 
 def _parsed(text: str) -> tuple[Any, str | None]:
     try:
-        return json.loads(text), None
+        return json.loads(text.removeprefix("\ufeff")), None  # files with marks, one after the other
     except (ValueError, RecursionError) as error:  # malformed or a number of too many digits, nested too deeply
         return None, f"not JSON: {one_line(error)}"
 
@@ -352,6 +353,48 @@ def _find_encoding(path: Path, given: str, note: Callable[[str], None]) -> tuple
     but = f" (but for {broken} bytes it is)" if codec == "utf-8-sig" else ""
     note(f"{path}: not UTF-8{but}, read as {codec.removesuffix('-sig')} (assumed; --set data.encoding=... overrides)")
     return codec, "surrogateescape"
+
+
+class _Lines(io.TextIOBase):
+    """Text of a binary stream, a line at a time: UTF-8 where the line is that, else `encoding`."""
+
+    def __init__(self, raw: io.BufferedReader, encoding: str):
+        self._raw, self._encoding = raw, encoding
+        self._rest = ""  # of the last line
+
+    def readline(self, size: int | None = -1) -> str:  # type: ignore[override]
+        size = -1 if size is None else size
+        if not self._rest:
+            line = self._raw.readline(4 * size + 3 if size >= 0 else -1)  # so many characters and a mark have no more
+            for _ in range(3):  # of a longer line, no character is torn
+                if not line.endswith(b"\n") and b"\x80" <= self._raw.peek(1)[:1] < b"\xc0":
+                    line += self._raw.read(1)
+            try:
+                self._rest = line.decode("utf-8-sig")
+            except UnicodeDecodeError:
+                self._rest = line.decode(self._encoding, "replace")
+        cut = size if size >= 0 else len(self._rest)
+        text, self._rest = self._rest[:cut], self._rest[cut:]
+        return text
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def line_text(raw: io.BufferedReader, encoding: str = "utf-8") -> TextIO:
+    """Lines of text that somebody pipes or names: in what their byte order mark says, else in UTF-8, else, where a line
+    is not that, in `encoding`. What cannot be read is replaced."""
+    head = raw.peek(4)
+    if marked := next((codec for bom, codec in BOMS.items() if head.startswith(bom)), None):
+        return io.TextIOWrapper(raw, marked, "replace")
+    return cast(TextIO, _Lines(raw, encoding))
+
+
+def stdin_text() -> TextIO:
+    """stdin by `line_text`, its own encoding the last resort."""
+    own: Any = sys.stdin
+    return line_text(own.buffer, own.encoding) if isinstance(own, io.TextIOWrapper) else own
 
 
 LEGACY = {"gb18030": "gb18030", "big5hkscs": "cp950", "euc_jis_2004": "euc_jp"}  # the codec, by chardet's name for it

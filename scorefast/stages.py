@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from scorefast.runs import (
     step_of,
 )
 from scorefast.schedule import micro_batch_size, samples_per_question, training_arguments
+from scorefast.surroundings import place
 from scorefast.trainer import ScoreTrainer
 from scorefast.untrusted import one_line, read_json, require_sound_folder, shortened
 
@@ -67,7 +67,7 @@ class StageRun:
 def check_stage(section: Section, recipe: Recipe, dataset: Dataset) -> None:
     """Everything that can be wrong before a model is loaded. Raises UserError."""
     stage = getattr(recipe, section)
-    micro_batch_size(stage, section, int(os.environ.get("WORLD_SIZE", "1")))
+    micro_batch_size(stage, section, place().processes)
     resolve_loss(recipe)
     try:
         training_arguments(recipe, stage, Path("runs"), validate=True)
@@ -120,7 +120,7 @@ def plan_stage(section: Section, recipe: Recipe, dataset: Dataset) -> memory.Pla
     """The memory of a run of this stage on this machine. Where the tokenizer is not here, nothing is downloaded:
     sequences are planned at model.max_seq_length."""
     stage: Stage1 | Stage2 = getattr(recipe, section)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = place().processes
     try:
         tokens, _ = longest_sequence(section, recipe, dataset, chat_format(recipe, download=False))
     except UserError:
@@ -156,7 +156,7 @@ def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
     )
     with StopOnSignal() as stop:
         policy = load_policy(recipe, job.start, trainable=True)
-        if os.environ.get("RANK", "0") == "0" and not (job.folder / RUN).is_file():
+        if place().rank == 0 and not (job.folder / RUN).is_file():
             raise UserError(f"{job.folder}: is no longer there: it was removed while the model was loading")
         if policy.chat.rule:
             console.print(policy.chat.rule, soft_wrap=True)

@@ -42,6 +42,7 @@ MOST_SKIPPED = 3  # steps in a row that come to nothing before a run stops
 CLOCK = {f"{part}_{what}" for part in ("rollout", "update") for what in ("seconds", "tokens_per_second")}
 CLOCK |= {"gpu_allocated_gb", "gpu_reserved_gb"}
 Sampled = TypeVar("Sampled")
+RewardPair = tuple[float | None, float | None]  # of the two attempts; None where the function does not apply
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # torch.save and safetensors have errors of their own
 
 
@@ -231,7 +232,7 @@ class ScoreTrainer(Trainer):
             first = [rollout.data_attempt(chat, e.original_answer or "") for e in examples]
         return rollout.supervised_trajectories(chat, examples, first)
 
-    def _raw_rewards(self, trajectories: Sequence[rollout.Trajectory]) -> list[tuple[float, float]] | None:
+    def _raw_rewards(self, trajectories: Sequence[rollout.Trajectory]) -> list[RewardPair] | None:
         """(r1, r2) of the recipe's reward function, or None where grades are the reward."""
         if self.reward_function is None or not objective.is_on_policy(self.stage):
             return None
@@ -240,7 +241,10 @@ class ScoreTrainer(Trainer):
         turns = [[self.policy.chat.asked(e.question)] for e in examples]
         corrected = [[*q, y1, self.policy.chat.correction] for q, y1 in zip(turns, first, strict=True)]
         r1 = rewards_of(self.reward_function, examples, turns, first)
-        return list(zip(r1, rewards_of(self.reward_function, examples, corrected, second), strict=True))
+        r2 = rewards_of(self.reward_function, examples, corrected, second)
+        if not all(r is None or math.isfinite(r) for r in [*r1, *r2]):
+            self.step.problem = "a reward is not finite"
+        return list(zip(r1, r2, strict=True))
 
     def _advantages(self, rewards: Tensor, groups: Tensor) -> Tensor:
         """Leave-one-out over all processes: a question's samples may be spread over them."""
@@ -248,7 +252,7 @@ class ScoreTrainer(Trainer):
             return torch.zeros_like(rewards)
         device, size, rank = self.args.device, len(rewards), self.args.process_index
         everyone = [self.accelerator.gather(t.to(device)).cpu() for t in (rewards, groups)]
-        if not everyone[0].isfinite().all():
+        if self.step.problem or everyone[0].isinf().any():
             self.step.problem = "a reward is not finite"
             return torch.zeros_like(rewards)
         return objective.leave_one_out_advantage(*everyone)[rank * size : (rank + 1) * size]
@@ -353,11 +357,11 @@ class ScoreTrainer(Trainer):
     def _record_rollout(self, graded: list[Graded], rewards: Tensor, advantages: Tensor, seconds: float) -> None:
         lengths = [(len(g.trajectory.first.ids), len(g.trajectory.second.ids)) for g in graded]
         distances = [Levenshtein.normalized_distance(g.trajectory.first.text, g.trajectory.second.text) for g in graded]
+        given = [turn[~turn.isnan()] for turn in rewards.T]  # the rewards that apply
         values = {
             **rates(graded),
-            "reward_t1": rewards[:, 0].mean().item(),
-            "reward_t2": rewards[:, 1].mean().item(),
-            "advantage_zero": (advantages[:, 1] == 0).float().mean().item(),
+            **{f"reward_t{turn + 1}": known.mean().item() for turn, known in enumerate(given) if len(known)},
+            "advantage_zero": 1 - (advantages[:, 1] != 0).sum().item() / max(len(given[1]), 1),
             "edit_distance": sum(distances) / len(distances),
             "length_t1": sum(a for a, _ in lengths) / len(lengths),
             "length_t2": sum(b for _, b in lengths) / len(lengths),

@@ -62,7 +62,7 @@ def read_text(path: Path, largest: int) -> str:
     if len(content) > largest:
         raise UserError(f"{path}: larger than the {largest:,} bytes that such a file may have")
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8") from None
 

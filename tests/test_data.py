@@ -73,7 +73,11 @@ def test_splits_have_their_share_and_adding_rows_moves_none():
             b"question,reply\na,b\n",
             "has the columns question, reply; expected question, correct_answer (score",
         ),
-        ("d.csv", b"question,answer\na,18\n", "no usable row: {file}:2: answer has no final `#### n`"),
+        (
+            "d.csv",
+            b"question,answer\na,#### 18\nb,19\n",
+            "1 of 2 rows are bad, more than 1%: {file}:3: answer has no final `#### n`",
+        ),
         ("d.csv", HEADER.encode(), "no usable row: it has no rows"),
         ("d.csv", HEADER.encode() + b"a,b\n", "no usable row: {file}:2: 2 cells, the header has 3"),
         ("d.csv", HEADER.encode() + b'a,"b,c\n', "line 2: a quote in this row is never closed"),
@@ -147,7 +151,12 @@ def test_presets_are_recognised_by_their_columns(tmp_path, row, question, origin
 def test_columns_by_name_and_the_others_are_kept_for_rewards(tmp_path):
     path = write(tmp_path, "problem,truth,level,grader\na,18,5,numeric\n")
     ((e,), _) = kept(path, columns={"question": "problem", "correct_answer": "truth"})
-    assert (e.question, e.correct_answer, e.grader, e.extra) == ("a", "18", "numeric", {"level": "5"})
+    assert (e.question, e.correct_answer, e.grader, e.extra) == (
+        "a",
+        "18",
+        "numeric",
+        {"problem": "a", "truth": "18", "level": "5"},
+    )
     with pytest.raises(UserError, match="has no column 'answer'; it has problem, truth, level, grader"):
         kept(path, columns={"correct_answer": "answer"})
 

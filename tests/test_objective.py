@@ -33,6 +33,37 @@ def test_a_single_sample_has_no_baseline():
         leave_one_out_advantage(torch.ones(3, 2), torch.tensor([0, 0, 1]))
 
 
+NONE = float("nan")
+
+
+def test_a_reward_that_does_not_apply_is_in_no_mean_and_gives_no_advantage():
+    rewards = torch.tensor([[1.0, NONE], [NONE, 2.0], [0.0, 4.0], [3.0, NONE], [NONE, NONE]])
+    groups = torch.tensor([7, 7, 7, 3, 3])
+    expected = torch.tensor([[1.0, 0.0], [0.0, -2.0], [-1.0, 2.0], [0.0, 0.0], [0.0, 0.0]])
+    torch.testing.assert_close(leave_one_out_advantage(rewards, groups), expected)
+
+
+def test_a_reward_that_does_not_apply_leaves_the_others_as_they_were():
+    rewards, groups = torch.randn(24, 2), torch.arange(24) % 4
+    with_more = torch.cat([rewards, torch.full((8, 2), NONE)])
+    advantage = leave_one_out_advantage(with_more, torch.cat([groups, torch.arange(8) % 4]))
+    assert torch.equal(advantage[:24], leave_one_out_advantage(rewards, groups))
+    assert not advantage[24:].any()
+
+
+def test_an_improvement_over_what_does_not_apply_does_not_either():
+    raw = [(None, 1.0), (1.0, None), (0.5, 1.0)]
+    graded = [RIGHT, RIGHT, RIGHT]
+    assert turn_rewards(Stage2(alpha=10.0), graded, graded, raw).isnan().tolist() == [
+        *([True, True], [False, True], [False, False])
+    ]
+    assert turn_rewards(Stage1(), graded, graded, raw).isnan().tolist() == [
+        [False, False],
+        [False, True],
+        [False, False],
+    ]
+
+
 def test_stage1_rewards_the_second_attempt_alone():
     rewards = turn_rewards(Stage1(), [RIGHT, RIGHT, FAR], [RIGHT, FAR, RIGHT])
     assert rewards.tolist() == [[0, 1], [0, 0], [0, 1]]

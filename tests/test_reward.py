@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import sys
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from scorefast.data import Example, load_dataset
-from scorefast.recipe import UserError, load_recipe
+from scorefast.recipe import Data, UserError, load_recipe
 from scorefast.reward import correctness_reward, grade_example, load_reward, rewards_of, try_reward
+from scorefast.settings import data_flags
 from tests.conftest import QUICK, SHIPPED, scorefast
 
 ROWS = [Example(f"id{i}", f"What is {i} + 1?", str(i), str(i + 1), extra={"level": i}) for i in range(4)]
@@ -79,7 +81,8 @@ def raises_on_three(completions, **_):
     [
         (raises_on_three, r"row id2 \('What is 2 \+ 1\?'\): ZeroDivisionError"),
         (lambda completions, **_: [0.0], r"returned 1 rewards for 4 completions"),
-        (lambda completions, **_: [None] * len(completions), "row id0 .*returned None, which is no number"),
+        (lambda completions, **_: ["much"] * len(completions), "row id0 .*returned 'much', which is no number"),
+        (lambda completions, **_: None, "row id0 .*TypeError"),
         (lambda completions: [0.0], "row id0 .*TypeError"),
         (lambda completions, **_: sys.exit(0), "row id0 .*SystemExit"),
     ],
@@ -90,6 +93,84 @@ def test_a_failing_function_stops_with_the_row_named(function, message):
     assert "\n" not in str(caught.value)
 
 
+async def patient(completions, level, **_):
+    await asyncio.sleep(0.001 * (4 - level[0]))
+    return [None if n == 2 else float(c[0]["content"]) for c, n in zip(completions, level, strict=True)]
+
+
+def test_an_async_function_is_awaited_from_anywhere():
+    """Also where a loop runs already, as in a notebook; always in one loop, as what it keeps may belong to that."""
+    loops = set()
+
+    async def function(completions, **columns):
+        loops.add(asyncio.get_running_loop())
+        return await patient(completions, **columns)
+
+    async def notebook():
+        return call(function)
+
+    assert call(function) == asyncio.run(notebook()) == call(function) == [1.0, 2.0, None, 4.0]
+    assert len(loops) == 1
+
+
+def test_an_async_function_that_fails_names_the_row():
+    async def function(completions, level, **_):
+        await asyncio.sleep(0)
+        return [1 / (n - 2) for n in level]
+
+    async def leaves(completions, **_):
+        sys.exit(3)
+
+    async def yields(completions, **_):
+        yield 1.0
+
+    for failing, message in ((function, "row id2 .*ZeroDivisionError"), (leaves, "id0 .*SystemExit"), (yields, "id0")):
+        with pytest.raises(UserError, match=message):
+            call(failing)
+    assert call(patient) == [1.0, 2.0, None, 4.0]
+
+
+def test_none_is_a_reward_and_nan_is_none():
+    try_reward(lambda completions, **_: [None] * len(completions), ROWS, "Check it.")
+    assert call(lambda completions, **_: [None, 0, None, True]) == [None, 0.0, None, 1.0]
+
+
+def test_a_function_gets_the_sources_columns_under_their_own_names(tmp_path):
+    (tmp_path / "d.csv").write_text(
+        "id,question,answer,level\n7,1 + 1?,1+1=<<1+1=2>>2\n#### 2,easy\n".replace("2\n#", "2 #")
+    )
+    rows = [e for rows in load_dataset(str(tmp_path / "d.csv"), Data()).splits.values() for e in rows]
+    seen = {}
+
+    def function(completions, answer, correct_answer, level, **others):
+        seen.update(others, answer=answer, correct_answer=correct_answer, level=level)
+        return [0.0] * len(completions)
+
+    assert rewards_of(function, rows, [["q"]], ["a"]) == [0.0]
+    assert (seen["answer"], seen["correct_answer"]) == (["1+1=<<1+1=2>>2 #### 2"], ["1+1=2 #### 2"])
+    assert (seen["id"], seen["level"], seen["question"]) == (["7"], ["easy"], ["1 + 1?"])
+    graded = [ROWS[0]._replace(grader="exact"), ROWS[1]]
+    rewards_of(lambda completions, **columns: seen.update(columns) or [0, 0], graded, [["q"], ["q"]], ["a", "b"])
+    assert seen["grader"] == ["exact", None]
+
+
+def test_a_function_of_a_file_is_had_by_its_path(tmp_path, monkeypatch):
+    folder = tmp_path / "my rewards"
+    folder.mkdir()
+    (folder / "json.py").write_text(
+        "import beside_it\ncalls = []\ndef reward(completions, **_): return [beside_it.one]\n"
+    )
+    (folder / "beside_it.py").write_text("one = 1.0\n")
+    monkeypatch.chdir(folder)
+    names = ["json.py:reward", "./json.py:reward", f"{folder}/json.py:reward", "../my rewards/json.py:reward"]
+    found = [load_reward(name) for name in names]
+    assert found[0](["x"]) == [1.0]
+    assert len(set(found)) == 1, "the file is run once"
+    (flags,) = {data_flags(None, None, None, name)[0] for name in names}
+    assert flags == f'reward.function="{folder}/json.py:reward"'
+    assert data_flags(None, None, None, "my.module:f") == ['reward.function="my.module:f"']
+
+
 def test_a_reward_that_is_not_finite_is_found_before_training():
     with pytest.raises(UserError, match=r"row id2 .*returned nan, which is not finite"):
         try_reward(lambda completions, id, **_: [math.nan if i == "id2" else 0.0 for i in id], ROWS, "Check it.")
@@ -98,8 +179,10 @@ def test_a_reward_that_is_not_finite_is_found_before_training():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no_colon", "expected module:function"),
+        ("no_colon", "expected module:function or file.py:function"),
         ("no_such_module_here:f", "No module named"),
+        ("./absent.py:f", "absent.py: no such file"),
+        ("absent.py", "expected module:function or file.py:function"),
         ("json:no_such_function", "has no attribute"),
         ("json:__doc__", "is not a function"),
     ],
@@ -129,6 +212,10 @@ REWARD = """
 def brief(completions, correct_answer, **kwargs):
     return [-len(c[0]["content"]) / 10 for c in completions]
 
+async def some(completions, answer, correct_answer, **kwargs):
+    assert answer != correct_answer
+    return [None if i % 3 == 0 else float(len(c[0]["content"])) for i, c in enumerate(completions)]
+
 def broken(completions, **kwargs):
     if "Step" in str(completions):
         raise RuntimeError("no steps, please")
@@ -143,6 +230,22 @@ def test_a_stage_trains_on_the_functions_rewards(tmp_path):
     first = json.loads((tmp_path / "runs/stage2/metrics.jsonl").read_text().splitlines()[1])
     assert first["reward_t1"] < -0.5, "minus a tenth of a reply's length in characters"
     assert "function: mine:brief" in (tmp_path / "runs/stage2/recipe.yaml").read_text()
+
+
+def test_a_stage_trains_where_the_function_applies(tmp_path):
+    """GSM8K's columns, an async function out of a file, None for a third of the samples; resumed from elsewhere."""
+    rows = "".join(f"What is {i} + {i}?,It is <<{i}+{i}={2 * i}>>{2 * i} #### {2 * i}\n" for i in range(60))
+    (tmp_path / "gsm.csv").write_text("Question,answer\n" + rows)
+    (tmp_path / "my file.py").write_text(REWARD)
+    given = ["stage2", "--data", tmp_path / "gsm.csv", "--out", tmp_path / "run", "--reward"]
+    done = scorefast(*given, "my file.py:some", *QUICK, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert all(m["reward_t1"] > 0 and not m.get("skipped") for m in steps if "loss" in m)
+    (tmp_path / "elsewhere").mkdir()
+    more = ["../my file.py:some", "--resume", "--set", "stage2.max_steps=3"]
+    done = scorefast(*given, *more, cwd=tmp_path / "elsewhere")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_stage_stops_on_a_function_that_fails_and_names_the_row(tmp_path):
