@@ -13,24 +13,14 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any, Literal, cast, get_args
 
-from scorefast.answers import (
-    LONGEST,
-    RETRACTED,
-    Number,
-    ends_on_number,
-    final_answer,
-    final_number,
-    parse_number,
-    plain,
-    reference_number,
-    remembered,
-)
+from scorefast.answers import LONGEST, RETRACTED, final_answer, last_line, remembered
 from scorefast.data import normalized
-from scorefast.math_worker import MathWorker
+from scorefast.formulas import equal, expression
+from scorefast.numbers import Number, parse_number
 from scorefast.recipe import GraderName, UserError
+from scorefast.stated import ends_on_number, final_number, reference_number
 
 Chosen = Literal["exact", "numeric", "math", "contains", "choice"]  # every GraderName but auto
 GRADERS: tuple[Chosen, ...] = get_args(Chosen)
@@ -198,10 +188,6 @@ def similarity(text: str, reference: str) -> float:
     return min(max(fuzz.ratio(a, b), fuzz.token_sort_ratio(a, b)) / 100, _BELOW_ONE)
 
 
-def _last_line(text: str) -> str:
-    return text.strip().rsplit("\n", 1)[-1]
-
-
 def _unlatexed(text: str) -> str:
     return re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r"\1", text).replace("$", "")
 
@@ -219,12 +205,12 @@ def _stated(text: str) -> list[str]:
     final = final_answer(text)
     if final.marked:
         return [bare(_unlatexed(final.text))]
-    return list(dict.fromkeys((bare(_last_line(text)), bare(text))))
+    return list(dict.fromkeys((bare(last_line(text)), bare(text))))
 
 
 def _is_question(text: str) -> bool:
     final = final_answer(text)
-    return (final.text if final.marked else _last_line(text)).rstrip(" *_`\"')").endswith(("?", "？"))
+    return (final.text if final.marked else last_line(text)).rstrip(" *_`\"')").endswith(("?", "？"))
 
 
 _OTHERS = re.compile(r"\bor\b|\beither\b|\bmaybe\b|\bmight be\b|\bcould be\b|또는|혹은|아니면|이거나|이나\s")
@@ -245,7 +231,7 @@ _PARTICLES = (
 
 def _contains(reply: str, reference: str) -> Grade:
     final = final_answer(reply)
-    said = bare(_unlatexed(final.text if final.marked else _last_line(reply)))
+    said = bare(_unlatexed(final.text if final.marked else last_line(reply)))
     right = bare(_unlatexed(reference))
     if not _is_question(reply) and right and not _is_list(reply) and _states(said, right):
         return Grade(True, 1.0, right)
@@ -255,7 +241,7 @@ def _contains(reply: str, reference: str) -> Grade:
 def _is_list(reply: str) -> bool:
     """Names and nothing else: `Paris, London, Berlin`, `Paris / London`."""
     final = final_answer(reply)
-    text = (final.text if final.marked else _last_line(reply)).strip(" .")
+    text = (final.text if final.marked else last_line(reply)).strip(" .")
     return bool(_LIST.fullmatch(text)) and all(len(part.split()) <= 3 for part in re.split(r"[,/·;]", text))
 
 
@@ -376,83 +362,17 @@ def _several(text: str, letter: str, end: int) -> bool:
 
 # --- math --------------------------------------------------------------------------------------------------------
 
-_SPAN = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$(.+?)(?<!\\)\$", re.DOTALL)
-_LITERAL = re.compile(r"\\[lcvd]?dots\b|\.\.\.|\d\s*_\{?\d")  # 1, 2, ..., n and 52_8: math-verify reads only a part
-_UNDONE = re.compile(r"[\s\d.,+\-*/^÷(){}$]*[\d}][\s)$]*[-+*÷][\s\d.,+\-*/^÷(){}$]*[A-Za-z가-힣° ]*")  # 9 + 9 cm
-_OR = re.compile(
-    r"\s*(?:,\s*)?(?:\\text\s*\{\s*(?:,\s*)?(?:or|and)\s*\}|\b(?:or|and|maybe|possibly|perhaps)\b"
-    r"(?:\s+(?:possibly|perhaps|maybe))?|또는|혹은|아니면|그리고)\s*"
-)
-
 
 def _math(reply: str, reference: str) -> Grade:
-    answer, truth = _expression(reply), _expression(reference)
+    answer, truth = expression(reply), expression(reference)
     if not answer or not truth:
         return Grade(False, 0.0, answer)
     number, right = parse_number(answer), parse_number(truth)
     if number is not None and right is not None:
         return compare_numbers(number, right)
-    members = [parse_number(part) for part in answer.split("=")]
-    if len(members) > 1 and None not in members and len({m.value for m in members if m}) > 1:
-        return Grade(False, 0.0, answer)  # 20 = 18
-    if parse_number(truth.split("=")[-1]) and not any(members) and _UNDONE.fullmatch(plain(answer.split("=")[-1])):
-        return Grade(False, similarity(answer, truth), answer)
-    same = "".join(answer.split()) == "".join(truth.split())
-    if same or (not _LITERAL.search(answer + truth) and _equal(truth, answer)):
+    if equal(answer, truth):
         return Grade(True, 1.0, answer)
     return Grade(False, similarity(answer, truth), answer)
-
-
-def _expression(text: str) -> str:
-    """The LaTeX a text commits to: its marked answer, else its last formula, else its last line if that is short."""
-    final = final_answer(text)
-    if final.marked:
-        spans = list(_SPAN.finditer(final.text)) if not final.whole else []
-        said = final.text
-        if len(spans) == 1:
-            if _denied_span(final.text, spans[0]):
-                return ""
-            said = next(filter(None, spans[0].groups()))
-        return _tidy(said)
-    line = _last_line(text)
-    spans = list(_SPAN.finditer(text))
-    if spans and not text[spans[-1].end() :].strip(" \n.*"):
-        line = text[max(spans[-1].start() - 200, 0) :]  # ends on a formula, which may take several lines
-    if line.rstrip().endswith("?"):
-        return ""
-    spans = list(_SPAN.finditer(line))
-    if spans:
-        first = len(spans) - 1
-        while first and _OR.fullmatch(line[spans[first - 1].end() : spans[first].start()]):
-            first -= 1  # "$1$ or $2$" is one answer of two values
-        if _denied_span(line, spans[-1]):
-            return ""
-        return _tidy(", ".join(next(filter(None, s.groups())) for s in spans[first:]))
-    return _tidy(line) if len(line) <= 80 else str(final_number(text) or "")
-
-
-def _denied_span(text: str, span: re.Match[str]) -> bool:
-    return bool(
-        re.search(r"(?:\bnot|n't|\bcannot)\s*(?:be\s*)?$", text[: span.start()])
-        or _DENIED_LETTER.match(text, span.end())
-    )
-
-
-def _tidy(text: str) -> str:
-    text = text.strip().strip("$").strip().rstrip(".").strip("*").strip()[:1000]
-    if re.match(r"not\b", text, re.IGNORECASE):
-        return ""
-    text = re.sub(r"\\(?:mathrm|text|mathbf)\s*\{(\w)\}", r"\1", text).replace(r"\varnothing", r"\emptyset")
-    text = re.sub(r"(?<=\d)_\{(\d+)\}", r"_\1", text)
-    return re.sub(r",\s*,", ",", _OR.sub(", ", text))
-
-
-_WORKER = MathWorker()
-
-
-@lru_cache(maxsize=4096)
-def _equal(truth: str, answer: str) -> bool:
-    return _WORKER.equal(truth, answer)
 
 
 _GRADES: dict[Chosen, Callable[[str, str], Grade]] = {

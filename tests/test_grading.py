@@ -13,10 +13,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from scorefast import grading
-from scorefast.answers import final_number, parse_number
+from scorefast import formulas
 from scorefast.grading import GRADERS, auto_grader, grade, unusable_reference, without_question
 from scorefast.math_worker import MathWorker
+from scorefast.numbers import parse_number
+from scorefast.stated import final_number
 from tests.conftest import REPOSITORY, scorefast
 
 GSM8K = REPOSITORY.parent / "shared" / "data" / "gsm8k"
@@ -557,7 +558,7 @@ ADVERSARIAL = {
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_no_answer_takes_long(grader, name, monkeypatch):
     """Each way round: as the reply, and as the reference. Without the worker's limit some would never end."""
-    monkeypatch.setattr(grading._WORKER, "seconds", 1.0)
+    monkeypatch.setattr(formulas.WORKER, "seconds", 1.0)
     started = time.monotonic()
     grade(ADVERSARIAL[name], "2x + 1", grader)
     grade("2x + 1", ADVERSARIAL[name], grader)

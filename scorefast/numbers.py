@@ -1,0 +1,140 @@
+"""Numbers in text: their many forms, and their exact values. Pure functions of text. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from fractions import Fraction
+
+from scorefast.presets import without_calculator
+
+_VULGAR = {c: f" {unicodedata.normalize('NFKC', c).replace(chr(0x2044), '/')}" for c in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"}
+_SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_PLAIN = str.maketrans(
+    {"\u2212": "-", "\u2013": "-", "\u2014": " - ", "\u2044": "/", "×": "*", "⋅": "*", "·": "*", "∙": "*"}
+    | {"’": "'", "‘": "'", "→": "=", "⇒": "="}
+)
+_LATEX = [
+    (re.compile(r"\\(?:left|right|displaystyle|mathrm|mathbf|textbf|text|mbox|rm|bf|quad|qquad)(?![A-Za-z])\s*"), ""),
+    (re.compile(r"(?<=\d)\s*(?=\\[dtc]?frac)"), " "),  # 1\frac{1}{2} is a mixed number
+    (re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))"), r"\1\2/\3\4 "),
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\\[,!;: ](?=\d)"), ""),
+    (re.compile(r"\\([$%#&_{}])"), r"\1"),
+    (re.compile(r"\\[()\[\]]"), " "),
+]
+_SYMBOLS = {"times|cdot": "*", "div": "÷", r"approx|simeq": "~", r"neq?": "!=", r"implies|[Rr]ightarrow": "="}
+_LATEX += [(re.compile(rf"\\(?:{names})(?![A-Za-z])"), new) for names, new in _SYMBOLS.items()]
+
+_WORDS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_MYRIADS = {"만": 10**4, "억": 10**8, "조": 10**12}
+NUMBER = re.compile(
+    r"""(?<![A-Za-z0-9_^]) (?<!\d[.:,/])
+    (?P<sign> (?<![\w)\]}%]) [-+] )? (?:[$€£¥₩]\s?)? (?P<sign2>(?<=[$€£¥₩])[-+])?
+    (?: (?P<korean> (?:\d[\d,]*(?:\.\d+)?\s?[천백]?[조억만천백]\s?)+ (?:(?:\d{1,3}(?:,\d{3})++|\d++)(?!\.\d))? )
+      | (?P<whole>\d{1,6})[ ](?P<top>\d{1,6})/(?P<bottom>\d{1,6})(?![/\d])
+      | (?P<digits> \d{1,3}(?:,\d{3})++(?!\d)(?:\.\d++)? | \d++(?:\.\d++)? | (?<![^\s$(=-])\.\d++ )
+        (?: /(?P<over>\d++(?:\.\d++)?)(?!/)
+          | [eE](?P<e>[-+]?\d{1,3})(?![\w.])
+          | \s?[*x]\s?10\s?\^\s?[{(]?(?P<ten>[-+]?\d{1,3})[})]?
+          | \^[{(]?(?P<power>[-+]?\d{1,3})[})]?
+          | [\s-](?P<word>hundred|thousand|million|billion|trillion)\b )?
+    )
+    (?!\.?\d | [:^]\d | ,\d{3} | (?:st|nd|rd|th)\b)
+    (?P<percent>\s{0,2}(?:%|퍼센트|프로(?![가-힣])|percent\b))?
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_KOREAN_PART = re.compile(r"(\d[\d,]*(?:\.\d+)?)?\s?([천백])?([조억만])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """value: with a per cent sign counted in (75 % is 3/4). percent: whether there was one."""
+
+    value: Fraction | int
+    percent: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.value * 100}%" if self.percent else str(self.value)
+
+    def readings(self) -> tuple[Fraction | int, ...]:
+        """0.75 for 0.75; 0.75 and 75 for 75 %, which may answer "what share?" or "how many per cent?"."""
+        return (self.value, self.value * 100) if self.percent and not -0.01 < self.value < 0.01 else (self.value,)
+
+
+def plain(text: str) -> str:
+    """Text with its numbers in ASCII: full-width digits, vulgar fractions, superscripts, LaTeX, calculator marks."""
+    if not text.isascii():
+        text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))", "", text)
+        text = re.sub("[" + "".join(_VULGAR) + "]", lambda m: _VULGAR[m.group()], text)
+        text = re.sub(r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: "^" + m.group().translate(_SUPERSCRIPT), text)
+        text = re.sub(r"[₀-₉]+", lambda m: "_" + m.group(), text)
+        text = unicodedata.normalize("NFKC", text).translate(_PLAIN)
+    if "<<" in text:
+        text = without_calculator(text)
+    if "</" in text:
+        text = re.sub(r"</?[A-Za-z]{1,10}>", "", text)
+    if "egative" in text:
+        text = re.sub(r"\b[Nn]egative\s+(?=[$\d])", "-", text)
+    if ">" in text:
+        text = re.sub(r"(?<=[\d)])\s*[-=]>", " =", text)  # 6 + 6 => 12
+    if "\\" in text or "{" in text:
+        for pattern, new in _LATEX:
+            text = pattern.sub(new, text)
+        text = re.sub(r"(?<![\^_])\{([^{}]*)\}", r"\1", text)
+    return text
+
+
+def value_of(match: re.Match[str]) -> Number | None:
+    """The value of a match of `NUMBER`; None where it has none (1/0) or too many digits to be one."""
+    value: Fraction | int
+    sign, sign2, korean, whole, digits, percent = match.group("sign", "sign2", "korean", "whole", "digits", "percent")
+    try:
+        if korean:
+            value = _korean_value(korean)
+        elif whole:
+            value = int(whole) + Fraction(int(match["top"]), int(match["bottom"]))
+        elif len(digits) > 400:
+            return None
+        else:
+            value = _exact(digits)
+            if match.end("digits") < match.end():
+                over, power, e, ten, word = match.group("over", "power", "e", "ten", "word")
+                if over:
+                    value = Fraction(value) / _exact(over)
+                elif power:
+                    value = Fraction(value) ** int(power)
+                elif e or ten:
+                    value *= Fraction(10) ** int(e or ten)
+                elif word:
+                    value *= 10 ** _WORDS[word.lower()]
+    except (ValueError, ZeroDivisionError):
+        return None
+    if "-" in (sign, sign2):
+        value = -value
+    return Number(Fraction(value) / 100, True) if percent else Number(value)
+
+
+def _exact(digits: str) -> Fraction | int:
+    digits = digits.replace(",", "")
+    return int(digits) if digits.isdecimal() else Fraction(digits)
+
+
+def _korean_value(text: str) -> Fraction:
+    """1만 8천 = 18,000; 2억 3천만 = 230,000,000."""
+    total = section = Fraction(0)
+    for digits, small, big in _KOREAN_PART.findall(text):
+        if digits:
+            section += Fraction(digits.replace(",", "")) * {"천": 1000, "백": 100, "": 1}[small]
+        if big:
+            total, section = total + section * _MYRIADS[big], Fraction(0)
+    return total + section
+
+
+def parse_number(text: str) -> Number | None:
+    """The value of a text that is one number and nothing else: `-3`, `1,234.50`, `$18`, `3/4`, `75%`, `1.2e3`."""
+    text = plain(text).strip()
+    match = NUMBER.fullmatch(text)
+    return value_of(match) if match else None
