@@ -1,10 +1,11 @@
 """What a reply commits to: its final answer. Pure functions of text. Imports no torch.
 
-A reply gets one shot. Its final answer is what follows its last marker (`#### x`, `\\boxed{x}`, `The answer is x`,
-`Answer: x`, `A: x`, `정답은 x`), unless the reply takes it back ("Wait, ..."); without a marker, its last statement.
-Of a sum worked out (`5 apples + 7 apples = 12`) the result counts; `#### Step 1` with a solution after it is a heading.
-Several candidates ("18 or 20", "16, 17, 18"), what is negated ("not 18"), a bound ("more than 18"), a sum left
-undone ("9 + 9") and what is only asked ("Is it 18?") commit to nothing.
+A reply gets one shot, behind its thoughts. Its final answer is what follows its last marker (`#### x`, `\\boxed{x}`,
+`The answer is x`, `Answer: x`, `A: x`, `정답은 x`, `{"answer": x}`), unless it takes that back ("Wait, ..."); without a
+marker, its last statement. Of a sum worked out (`5 apples + 7 apples = 12`) the result counts; `#### Step 1` with a
+solution after it is a heading. Several candidates ("18 or 20", "16, 17, 18"), what is negated ("not 18"), a bound
+("more than 18"), a sum left undone ("9 + 9"), a part of a formula (`4\\pi`) and what is only asked ("Is it 18?") commit
+to no number.
 """
 
 from __future__ import annotations
@@ -19,22 +20,88 @@ from scorefast.numbers import NUMBER, plain
 
 LONGEST = 20_000  # of a longer text only so many last characters are looked at, so that no reply takes long
 
+# --- thoughts --------------------------------------------------------------------------------------------------
+
+# What opens a thought, and what closes it. A template may have written what opens it into the prompt.
+THOUGHTS: tuple[tuple[str, str], ...] = (
+    *((f"<{name}>", f"</{name}>") for name in ("think", "thinking", "thought", "thoughts", "reasoning", "seed:think")),
+    *(("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"), ("<|inner_prefix|>", "<|inner_suffix|>")),
+    *(("<|begin_of_thought|>", "<|end_of_thought|>"), ("<|START_THINKING|>", "<|END_THINKING|>")),
+    *(("<|channel>thought", "<channel|>"), ("<unused94>thought", "<unused95>")),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+    ("<|channel|>commentary<|message|>", "<|channel|>final<|message|>"),
+)
+# Harmony without its special tokens: `analysis3*5=15assistantfinalThe answer is 15`.
+_HARMONY = re.compile(r"analysis(?=\s*[A-Z\d]).*(?:assistant\s*|(?<![^\W\d_]))final(?=\s*[A-Z\d$\\*])", re.DOTALL)
+_CONTROL = re.compile(r"\s*<\|(?:return|end|im_end|end_of_text|eot_id|START_RESPONSE|END_RESPONSE)\|>")
+
+
+def without_thoughts(text: str, tags: Sequence[tuple[str, str]] = THOUGHTS) -> str | None:
+    """What follows the last thought of a text; None where a thought never closes, so that there is no answer.
+
+    tags: pairs of what opens a thought and what closes it, in any case. Without what opens it, a thought begins with
+    the text.
+    """
+    if text.startswith("analysis") and (harmony := _HARMONY.match(text)):
+        text = text[harmony.end() :]
+    letters, begins, opening, closing = _patterns(tags if isinstance(tags, tuple) else tuple(tags))
+    if not any(letter in text for letter in letters) or not begins.search(text):
+        return text
+    end = max((match.end() for match in closing.finditer(text)), default=0)
+    if opening.search(text, end):
+        return None
+    return _CONTROL.sub("", text[end:]) if end else text
+
+
+@lru_cache(maxsize=16)
+def _patterns(tags: tuple[tuple[str, str], ...]) -> tuple[str, re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    """The letters that tags begin with and a pattern of their first two, which are found fast; a pattern each of what
+    opens and of what closes a thought."""
+    sides = [side for tag in tags for side in tag]
+    begins = {re.escape(start) for side in sides for start in (side[:2].lower(), side[:2].upper())}
+    opening, closing = ("|".join(map(re.escape, dict.fromkeys(side))) for side in zip(*tags, strict=True))
+    letters = "".join({side[0] for side in sides})
+    return letters, re.compile("|".join(begins)), re.compile(opening, re.I), re.compile(closing, re.I)
+
+
 # --- markers ---------------------------------------------------------------------------------------------------
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(?=[\w$.-])")
-_STARTS = ("####", "answer", "Answer", "ANSWER", "A:", "A*", "답")  # found fast; then `_PHRASE` has to match there
+# Found fast; then `_PHRASE` has to match there.
+_STARTS = (
+    "####",
+    "answer",
+    "Answer",
+    "ANSWER",
+    "A:",
+    "A*",
+    "답",
+    "答",
+    "ntwort",
+    "éponse",
+    "espuesta",
+    "isposta",
+    "твет",
+)
 _PHRASE = re.compile(
     r"""\#{4}
+      | (?<![^\W_])answer(?P<quote>["']) \s*:
       | (?<!\w)answers?\b (?:\s+(?!is\b|are\b|was\b)[\w']+){0,4}? \s*[*_`]* \s*
-        (?::|=|(?:is|are|was|equals|(?:would|should|must|will)\s+be)\b\s*:?)
+        (?::|=(?!==)|(?:is|are|was|equals|(?:would|should|must|will)\s+be)\b\s*:?)
       | (?<=<)answer>
       | (?P<heading> (?<!\w)answer[ \t*_]*$ )
       | (?P<line> A[*_]*: )
+      | 答(?:案|え)?[*_]* (?: \s?[是为為はが] | \s*[:=：] ) \s*:?
+      | (?<=A)ntwort[*_]* \s* (?: : | (?:ist|lautet|beträgt)\b\s*:? )
+      | (?:(?<=[Rr])(?:éponse|espuesta|isposta))[*_]* \s* (?: : | (?:finale?\s)? (?:est|es|è)\b\s*:? )
+      | (?<=[Оо])твет[*_]* \s* :
       | (?:(?<=정)|(?<=해)|(?<![가-힣]))답[*_]* \s* (?:은|는|:|=) \s*:?
     """,
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
-_BEFORE_HEADING = re.compile(r"[ \t>#*_]*(?:final[ \t]+)?", re.IGNORECASE)
+_BEFORE_HEADING = re.compile(r"[ \t>#*_]*(?:(?:the|my|final|correct)[ \t]+){0,2}", re.IGNORECASE)
+_UNDERLINE = re.compile(r"\s*(?:={3,}|-{3,})[ \t]*(?=\n)")
+_JSON_VALUE = re.compile(r"\s*(?:\"((?:[^\"\\]|\\.)*)\"|'([^'\n]*)'|(\[[^\]\n]*\]|[^,}\n]*))")
 RETRACTED = re.compile(
     r"(?:(?:^|[.!?。\n])[\s*_)$}]*(?:but\s+)?(?:(?:wait|no|oops|sorry|hmm|actually|correction|아니|잠깐|죄송\w*)[,.!: ]"
     r"|let me (?:re|correct|fix|try)|on second thought|scratch that|다시 (?:계산|생각|풀)|정정)"
@@ -43,6 +110,9 @@ RETRACTED = re.compile(
 )
 _NEGATED_MARKER = re.compile(
     r"(?:n't|\bnot|\bnever|\bdoubt|\bfalse|\bwrong|\bincorrect)\b[^.,!?]{0,30}\Z", re.IGNORECASE
+)
+DENIED_AFTER = re.compile(
+    r"\W*(?:(?:is|are|was)\s+(?:not|wrong|incorrect|false)|isn't|번?[은는이가]?\s?(?:아니|아닙|틀))"
 )
 SENTENCE_END = re.compile(r"</|(?<=[^\W\d])[.!](?=\s|$)|[.!?](?=\s|$)|[。？！]|\n")
 
@@ -89,12 +159,16 @@ def last_line(text: str) -> str:
     return text.strip().rsplit("\n", 1)[-1]
 
 
+def unlatexed(text: str) -> str:
+    return re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r"\1", text).replace("$", "")
+
+
 def _phrases(reply: str) -> Iterator[re.Match[str]]:
     for word in _STARTS:
         start = reply.find(word)
         while start >= 0:
             match = _PHRASE.match(reply, start)
-            anywhere = match is not None and match.lastgroup is None
+            anywhere = match is not None and match.lastgroup in (None, "quote")
             if match and (anywhere or _BEFORE_HEADING.fullmatch(reply, reply.rfind("\n", 0, start) + 1, start)):
                 yield match
             start = reply.find(word, start + 1)
@@ -102,6 +176,10 @@ def _phrases(reply: str) -> Iterator[re.Match[str]]:
 
 def _phrased(reply: str, marker: re.Match[str]) -> tuple[Final, int]:
     start = marker.end()
+    if marker["quote"] and (value := _JSON_VALUE.match(reply, start)):  # {"answer": 15, "steps": 3}
+        return Final(next(filter(None, value.groups()), ""), marked=True, whole=True), value.end()
+    if marker["heading"] and (underline := _UNDERLINE.match(reply, start)):
+        start = underline.end()
     while start < len(reply) and reply[start] in " \t\n*_:`":
         start += 1
     if marker.group() == "####":
@@ -122,7 +200,7 @@ def _phrased(reply: str, marker: re.Match[str]) -> tuple[Final, int]:
 
 # After `####` with more lines to come: an answer (`$18`, `x = 5 cm`, `(B)`), and not a heading (`Step 1`, `3. Total`).
 _VALUE_ALONE = re.compile(
-    r"\W{0,9}(?:[A-Za-z] ?= ?)?\W{0,9}(?:\d[\d,./ ]*(?<![. ])(?:\s?[a-z°가-힣][\w°/^]{0,15}){0,2}|[A-E①-⑤])\W{0,9}"
+    r"\W{0,9}(?:[A-Za-z] ?= ?)?\W{0,9}(?:\d[\d,./ ]*(?<![. ])(?:\s?[a-z°가-힣][\w°/^]{0,15}){0,2}|[A-J①-⑩])\W{0,9}"
 )
 # An answer, and not a sentence or a list: a number, a formula or up to six words before the line or the sentence ends.
 _DIRECT = re.compile(
@@ -154,15 +232,22 @@ ALTERNATIVE = re.compile(
 )
 
 
+_MATH_SIGNS = re.compile(r"\\[()\[\]]|\$")
+
+
 def _boxed(reply: str, boxes: Sequence[re.Match[str]], box: re.Match[str]) -> tuple[Final, int]:
-    """The content of a box; with boxes joined to it by "or", all of them, so that they are seen to be several."""
+    """The content of a box; with boxes joined to it ("1 and 2", "1, 2") all of them, for they are several."""
     content, end = _braced(reply, box.end())
-    before = boxes[boxes.index(box) - 1] if boxes.index(box) else None
-    if before is not None:
+    said, start = {content.strip()}, box.start()
+    for before in reversed(boxes[: boxes.index(box)]):
         other, closed = _braced(reply, before.end())
-        between = reply[closed : box.start()]
-        if other.strip() != content.strip() and len(between) < 40 and ALTERNATIVE.fullmatch(between.replace("$", " ")):
-            content = f"{other} or {content}"
+        between = _MATH_SIGNS.sub(" ", reply[closed:start]) if start - closed < 60 else "."
+        if not (ALTERNATIVE.fullmatch(between) or between.strip() in (",", ";")):
+            break
+        if other.strip() not in said:
+            content = f"{other}{between}{content}"
+        said.add(other.strip())
+        start = before.start()
     after = re.match(r"[\s$\\)\]]*(?:or|또는|혹은|아니면)\b[^.\n]*", reply[end:])
     if after and any(c.isdigit() for c in after.group()):
         content += after.group()

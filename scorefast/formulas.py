@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from scorefast.answers import final_answer, last_line
+from scorefast.answers import DENIED_AFTER, final_answer, last_line
 from scorefast.math_worker import MathWorker
 from scorefast.numbers import parse_number, plain
 from scorefast.stated import final_number
 
-_DENIED_SPAN = re.compile(
-    r"\W*(?:(?:is|are|was)\s+(?:not|wrong|incorrect|false)|isn't|번?[은는이가]?\s?(?:아니|아닙|틀))"
-)
 _SPAN = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$(.+?)(?<!\\)\$", re.DOTALL)
 _LITERAL = re.compile(r"\\[lcvd]?dots\b|\.\.\.|\d\s*_\{?\d")  # 1, 2, ..., n and 52_8: math-verify reads only a part
 _UNDONE = re.compile(r"[\s\d.,+\-*/^÷(){}$]*[\d}][\s)$]*[-+*÷][\s\d.,+\-*/^÷(){}$]*[A-Za-z가-힣° ]*")  # 9 + 9 cm
@@ -52,7 +49,7 @@ def expression(text: str) -> str:
 
 def _denied_span(text: str, span: re.Match[str]) -> bool:
     return bool(
-        re.search(r"(?:\bnot|n't|\bcannot)\s*(?:be\s*)?$", text[: span.start()]) or _DENIED_SPAN.match(text, span.end())
+        re.search(r"(?:\bnot|n't|\bcannot)\s*(?:be\s*)?$", text[: span.start()]) or DENIED_AFTER.match(text, span.end())
     )
 
 
@@ -65,15 +62,110 @@ def _tidy(text: str) -> str:
     return re.sub(r",\s*,", ",", _OR.sub(", ", text))
 
 
-def equal(answer: str, truth: str) -> bool:
-    """Whether two expressions are equal as mathematics; a sum left undone is not its plain result."""
+# --- other spellings ---------------------------------------------------------------------------------------------
+
+_SIGNS = {
+    "×": "times",
+    "÷": "div",
+    "·": "cdot",
+    "⋅": "cdot",
+    "π": "pi",
+    "θ": "theta",
+    "∞": "infty",
+    "∪": "cup",
+    "∩": "cap",
+}
+_SIGNS |= {"≤": "le", "≥": "ge", "≠": "ne", "±": "pm", "∈": "in", "∅": "emptyset", "⩽": "le", "⩾": "ge"}
+_LATEX = str.maketrans({sign: f"\\{name} " for sign, name in _SIGNS.items()} | {"−": "-", "–": "-", "ℝ": r"\mathbb{R}"})
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
+_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+_ROOT = re.compile(r"([√∛])\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+(?:\.\d+)?|[A-Za-z]))")
+_SPELT = [
+    (re.compile(r"(?<![\\A-Za-z])(pi|sqrt|log|ln|sin|cos|tan)(?![A-Za-z])"), r"\\\1 "),
+    (re.compile(r"(?<![\\A-Za-z])(?:inf|infinity|oo)(?![A-Za-z])"), r"\\infty "),
+    (re.compile(r"\\sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
+    *(
+        (re.compile(sign), f"\\\\{name} ")
+        for sign, name in (("<=", "le"), (">=", "ge"), ("!=", "ne"), (r"\+/?-(?=\s?\d)", "pm"))
+    ),
+    (re.compile(r"\*\*"), "^"),
+]
+
+
+def latex(text: str) -> str:
+    """A formula in LaTeX that is written in Unicode (`2√3`, `x² ≤ π`) or in ASCII (`sqrt(2)`, `x <= pi`)."""
+    if not text.isascii():
+        text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda m: f"^{{{m.group().translate(_RAISED)}}}", text)
+        text = re.sub("[₀-₉]+", lambda m: f"_{{{m.group().translate(_LOWERED)}}}", text)
+        text = _ROOT.sub(lambda m: rf"\sqrt{'[3]' * (m[1] == '∛')}{{{m[2] or m[3] or m[4]}}}", text).translate(_LATEX)
+    for pattern, new in _SPELT:
+        text = pattern.sub(new, text)
+    return text
+
+
+# --- what is a formula -------------------------------------------------------------------------------------------
+
+_NUMERAL = r"[-+]?\d[\d.]*(?:/\d+)?%?"
+_CLOCK = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?")
+_FORMULA = re.compile(
+    rf"""[\w)\]}}]\s*\^  |  [\w)\]}}|]\s*=\s*[-+\w(\[{{|]  |  [\w)\]}}]\s*[+*]\s*[\w(\[{{|]
+    | (?:^|[\w)\]}}|]\s*)[<>]\s*[-+\d]  |  [\w)|]\s*[<>]\s*\w
+    | (?<![A-Za-z])[a-z]\s*[-/]\s*[\d(]  |  [\d)]\s*[-/]\s*(?:[a-ce-z](?![A-Za-z])|\()
+    | (?<![A-Za-z])[abxy]/[abxy](?![A-Za-z])
+    | ^\s*[\[({{].*,.*[\])}}]\s*$  |  ^\s*\{{.*\}}\s*$  |  ^\|.*\|$
+    | ^\s*{_NUMERAL}(?:\s*[,;]\s*{_NUMERAL})+\s*$  |  ^\s*[\d.]+(?:\s*:\s*[\d.]+)+\s*$
+    | \d!(?!\w)  |  \d(?:n|[xyz]{{1,2}})(?![A-Za-z])""",
+    re.VERBOSE,
+)
+# Equations that give no one unknown its value: `x + y = 5`, `3x = y`, `x = 1, y = 2`; not `x = 5` or `P(A) = 5`.
+_EQUATION = re.compile(
+    r"(?![A-Za-z]\(\w\)\s*=)"
+    r"[^=<>]*(?:\d[a-z](?![A-Za-z])|(?<![A-Za-z])[a-z]\s*[-+*/^]|[-+*/^]\s*[a-z](?![A-Za-z]))[^=<>]*="
+    r"|[^=]*=[^=,;]*[,;][^=,;]*="
+)
+_MULTIPLE = re.compile(r"-?\d+(?:n|[xyz]{1,2})")
+
+
+def is_formula(text: str) -> bool:
+    """Whether a short text is a formula, and neither words nor a date nor a time: `x²+1`, `(0, 1]`, `1, 2`, `2:3`."""
+    if re.search(r"\\[a-zA-Z]+|\$[^$]+\$", text):
+        return True
+    written = latex(text)
+    bare = re.sub(r"\\[a-z]+", " ", written)
+    if len(text) > 200 or re.search(r"[^\W\d_]{3}|[^\W\da-zA-Z_]{2}|[?#@&\"$]", bare) or _CLOCK.fullmatch(text.strip()):
+        return False
+    return "\\" in written or _FORMULA.search(bare) is not None
+
+
+def is_more_than_a_number(text: str) -> bool:
+    """Whether a formula with a number at its end has no one number for its value: an equation that does not only name
+    the value of one unknown, or a multiple of one."""
+    if not is_formula(text):
+        return False
+    return bool(_MULTIPLE.fullmatch(text) or _EQUATION.match(re.sub(r"(?<=\d)\s*x\s*(?=\d)", "*", text)))
+
+
+def in_words(text: str) -> bool:
+    """Whether a text says a number in words (`\\$26 per week`, `60 km/h`) rather than in a formula."""
+    return re.search(r"[A-Za-z]{2}", text) is not None and not re.search(r"\\[A-Za-z(\[]|[\^=_{]", text)
+
+
+# --- equality ----------------------------------------------------------------------------------------------------
+
+
+def equal(answer: str, truth: str) -> tuple[bool, str]:
+    """Whether two expressions are equal as mathematics, and why. A sum left undone is not its plain result."""
     members = [parse_number(part) for part in answer.split("=")]
     if len(members) > 1 and None not in members and len({m.value for m in members if m}) > 1:
-        return False  # 20 = 18
+        return False, "contradicts itself"  # 20 = 18
     if parse_number(truth.split("=")[-1]) and not any(members) and _UNDONE.fullmatch(plain(answer.split("=")[-1])):
-        return False
-    same = "".join(answer.split()) == "".join(truth.split())
-    return same or (not _LITERAL.search(answer + truth) and _asked(truth, answer))
+        return False, "a sum left undone"
+    if "".join(answer.split()) == "".join(truth.split()):
+        return True, "the same formula"
+    if _LITERAL.search(answer + truth):
+        return False, "another formula"
+    right = _asked(latex(truth), latex(answer))
+    return right, "equal as mathematics" if right else "not equal as mathematics"
 
 
 WORKER = MathWorker()

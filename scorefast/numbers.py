@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -15,10 +16,24 @@ _PLAIN = str.maketrans(
     {"\u2212": "-", "\u2013": "-", "\u2014": " - ", "\u2044": "/", "×": "*", "⋅": "*", "·": "*", "∙": "*"}
     | {"’": "'", "‘": "'", "→": "=", "⇒": "="}
 )
-_LATEX = [
-    (re.compile(r"\\(?:left|right|displaystyle|mathrm|mathbf|textbf|text|mbox|rm|bf|quad|qquad)(?![A-Za-z])\s*"), ""),
+
+
+def _fraction(match: re.Match[str]) -> str:
+    """3/4 for \\frac{3}{4}; 4/(2x) for \\frac{4}{2x}, so that no part of it reads as a fraction of numbers."""
+    parts = (match[1] or match[2] or "", match[3] or match[4] or "")
+    return "/".join(part if _PART.fullmatch(part) else f"({part})" for part in parts) + " "
+
+
+_PART = re.compile(r"[-+\s\d.,%]*")
+_LATEX: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+    (
+        re.compile(
+            r"\\(?:left|right|displaystyle|math(?:rm|bf|it|sf|tt)|text(?:bf|it)?|emph|underline|bm|mbox|rm|bf|q?quad)(?![A-Za-z])\s*"
+        ),
+        "",
+    ),
     (re.compile(r"(?<=\d)\s*(?=\\[dtc]?frac)"), " "),  # 1\frac{1}{2} is a mixed number
-    (re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))"), r"\1\2/\3\4 "),
+    (re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))"), _fraction),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\[,!;: ](?=\d)"), ""),
     (re.compile(r"\\([$%#&_{}])"), r"\1"),
@@ -30,22 +45,25 @@ _LATEX += [(re.compile(rf"\\(?:{names})(?![A-Za-z])"), new) for names, new in _S
 _WORDS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _MYRIADS = {"만": 10**4, "억": 10**8, "조": 10**12}
 NUMBER = re.compile(
-    r"""(?<![A-Za-z0-9_^]) (?<!\d[.:,/])
+    r"""(?<![A-Za-z0-9_^]) (?<!\d[.:,/'])
     (?P<sign> (?<![\w)\]}%]) [-+] )? (?:[$€£¥₩]\s?)? (?P<sign2>(?<=[$€£¥₩])[-+])?
     (?: (?P<korean> (?:\d[\d,]*(?:\.\d+)?\s?[천백]?[조억만천백]\s?)+ (?:(?:\d{1,3}(?:,\d{3})++|\d++)(?!\.\d))? )
       | (?P<whole>\d{1,6})[ ](?P<top>\d{1,6})/(?P<bottom>\d{1,6})(?![/\d])
-      | (?P<digits> \d{1,3}(?:,\d{3})++(?!\d)(?:\.\d++)? | \d++(?:\.\d++)? | (?<![^\s$(=-])\.\d++ )
+      | (?P<digits> \d{1,3}(?:(?:,\d{3})++|(?:'\d{3})++|(?:_\d{3})++)(?!\d)(?:\.\d++)?
+          | \d{1,3}(?:\.\d{3}){2,}+(?!,\d)
+          | \d++(?:\.\d++)? | (?<![^\s$(=-])\.\d++ )
         (?: /(?P<over>\d++(?:\.\d++)?)(?!/)
           | [eE](?P<e>[-+]?\d{1,3})(?![\w.])
           | \s?[*x]\s?10\s?\^\s?[{(]?(?P<ten>[-+]?\d{1,3})[})]?
           | \^[{(]?(?P<power>[-+]?\d{1,3})[})]?
           | [\s-](?P<word>hundred|thousand|million|billion|trillion)\b )?
     )
-    (?!\.?\d | [:^]\d | ,\d{3} | (?:st|nd|rd|th)\b)
+    (?!\.?\d | [:^]\d | [,'_]\d{3} | (?:st|nd|rd|th)\b)
     (?P<percent>\s{0,2}(?:%|퍼센트|프로(?![가-힣])|percent\b))?
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+_SEPARATOR = re.compile(r"[,'_]|\.(?=\d{3}\.)|(?<=\.\d{3})\.")  # of thousands
 _KOREAN_PART = re.compile(r"(\d[\d,]*(?:\.\d+)?)?\s?([천백])?([조억만])?")
 
 
@@ -64,14 +82,38 @@ class Number:
         return (self.value, self.value * 100) if self.percent and not -0.01 < self.value < 0.01 else (self.value,)
 
 
+# Groups of three digits behind a first of one to three. A plain space may also stand between two numbers ("on day 12
+# 500 people came"): it joins where a line, a sign, an opening mark or a word of `_AMOUNT` stands before, and no hyphen
+# behind ("3 100-dollar bills").
+_THIN_GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:[\u00a0\u2007\u2009\u202f]\d{3})++(?![\d-])")
+_SPACED_GROUP = re.compile(r"\d \d{3}(?!\d)")
+_SPACED_GROUPS = re.compile(r"(?<![\w.,:/'])\d{1,3}(?: \d{3})++(?![\d-]|[ ,:/']\d|\.\d{3})")
+_AMOUNT = re.compile(
+    r"(?:^|[^\w\s.,;)\]}]\s?|\b(?:is|are|was|were|be|equals|about|approximately|exactly|nearly|almost|total|costs?|makes?)\s"
+    r"|(?:총|모두|약|은|는|이|가)\s)[-+]?\Z",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def _joined(match: re.Match[str]) -> str:
+    return re.sub(r"\s", "", match.group())
+
+
+def _spaced(match: re.Match[str]) -> str:
+    before = match.string[max(match.start() - 16, 0) : match.start()]
+    return _joined(match) if _AMOUNT.search(before) else match.group()
+
+
 def plain(text: str) -> str:
     """Text with its numbers in ASCII: full-width digits, vulgar fractions, superscripts, LaTeX, calculator marks."""
     if not text.isascii():
-        text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))", "", text)
+        text = _THIN_GROUPS.sub(_joined, text)
         text = re.sub("[" + "".join(_VULGAR) + "]", lambda m: _VULGAR[m.group()], text)
         text = re.sub(r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: "^" + m.group().translate(_SUPERSCRIPT), text)
         text = re.sub(r"[₀-₉]+", lambda m: "_" + m.group(), text)
         text = unicodedata.normalize("NFKC", text).translate(_PLAIN)
+    if _SPACED_GROUP.search(text):
+        text = _SPACED_GROUPS.sub(_spaced, text)
     if "<<" in text:
         text = without_calculator(text)
     if "</" in text:
@@ -118,7 +160,9 @@ def value_of(match: re.Match[str]) -> Number | None:
 
 
 def _exact(digits: str) -> Fraction | int:
-    digits = digits.replace(",", "")
+    if digits.isdecimal():
+        return int(digits)
+    digits = _SEPARATOR.sub("", digits)
     return int(digits) if digits.isdecimal() else Fraction(digits)
 
 

@@ -470,7 +470,7 @@ def test_what_counts_and_what_does_not(cases):
     ("grader", "usable", "unusable"),
     [
         ("numeric", ["18", "#### 18", "18 or 20 eggs", "½", "x = 5"], ["five", " ", "1/0", "B"]),
-        ("choice", ["B", "(b)", "②", "B) Paris", "The answer is C."], ["F", "5", "A or B", "Paris", ""]),
+        ("choice", ["B", "(b)", "②", "B) Paris", "The answer is C."], ["K", "5", "A or B", "Paris", ""]),
         *((grader, ["five", "Paris", "x^2"], ["", " \n"]) for grader in ("exact", "contains", "math", "auto")),
     ],
 )
@@ -485,7 +485,7 @@ def test_a_reference_that_makes_every_reply_wrong_is_told(grader, usable, unusab
 
 
 def test_hard_pairs():
-    """Labelled without knowledge of the grader; the two lines left are explained in benchmarks/results/graders.md."""
+    """Labelled without knowledge of the grader; the line left is explained in benchmarks/results/graders.md."""
     pairs = lines(REPOSITORY / "tests" / "hard_pairs.jsonl")
     assert len(pairs) > 400
     wrong = {
@@ -493,7 +493,7 @@ def test_hard_pairs():
         for number, p in enumerate(pairs, 1)
         if grade(p["answer"], p["reference"], p["grader"], p.get("question")).correct is not p["label"]
     }
-    assert wrong == {90, 219}
+    assert wrong == {90}
 
 
 def test_held_out_pairs():

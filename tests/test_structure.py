@@ -24,6 +24,7 @@ ORDER = [
     "stated",
     "math_worker",
     "formulas",
+    "letters",
     "grading",
     "reward",
     "metrics",
