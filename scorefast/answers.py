@@ -86,7 +86,7 @@ _STARTS = (
 _PHRASE = re.compile(
     r"""\#{4}
       | (?<![^\W_])answer(?P<quote>["']) \s*:
-      | (?<!\w)answers?\b (?:\s+(?!is\b|are\b|was\b)[\w']+){0,4}? \s*[*_`]* \s*
+      | (?<!\w)answers?\b (?:\s++(?!is\b|are\b|was\b)[\w']+){0,4}? \s*+[*_`]*+\s*+
         (?::|=(?!==)|(?:is|are|was|equals|(?:would|should|must|will)\s+be)\b\s*:?)
       | (?<=<)answer>
       | (?P<heading> (?<!\w)answer[ \t*_]*$ )
@@ -103,7 +103,8 @@ _BEFORE_HEADING = re.compile(r"[ \t>#*_]*(?:(?:the|my|final|correct)[ \t]+){0,2}
 _UNDERLINE = re.compile(r"\s*(?:={3,}|-{3,})[ \t]*(?=\n)")
 _JSON_VALUE = re.compile(r"\s*(?:\"((?:[^\"\\]|\\.)*)\"|'([^'\n]*)'|(\[[^\]\n]*\]|[^,}\n]*))")
 RETRACTED = re.compile(
-    r"(?:(?:^|[.!?。\n])[\s*_)$}]*(?:but\s+)?(?:(?:wait|no|oops|sorry|hmm|actually|correction|아니|잠깐|죄송\w*)[,.!: ]"
+    r"(?:(?:^|[.!?。\n])[\s*_)$}]{0,40}+(?:but\s+)?"
+    r"(?:(?:wait|no|oops|sorry|hmm|actually|correction|아니|잠깐|죄송\w*)[,.!: ]"
     r"|let me (?:re|correct|fix|try)|on second thought|scratch that|다시 (?:계산|생각|풀)|정정)"
     r"|\b(?:that|this|which|it)(?:'s| is| was) (?:wrong|incorrect|not right)|\bI made an? (?:mistake|error)|틀렸|실수)",
     re.IGNORECASE,
@@ -204,7 +205,7 @@ _VALUE_ALONE = re.compile(
 )
 # An answer, and not a sentence or a list: a number, a formula or up to six words before the line or the sentence ends.
 _DIRECT = re.compile(
-    r"(?!\d{1,2}[.)]\s+\S)[*_`$(\[\\]{0,20}"
+    r"(?!1[.)]\s+\S)[*_`$(\[\\]{0,20}"
     r"(?:[-+]?[$€£₩]?\.?\d|[^\s.=\d]++(?:[ \t]+[^\s.=\d]++){0,5}[ \t]*[.*_`$)]*(?:\n|\Z))"
 )
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from scorefast.answers import DENIED_AFTER, final_answer, last_line
 from scorefast.math_worker import MathWorker
-from scorefast.numbers import parse_number, plain
+from scorefast.numbers import parse_number, plain, ungrouped
 from scorefast.stated import final_number
 
 _SPAN = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$(.+?)(?<!\\)\$", re.DOTALL)
@@ -17,6 +17,9 @@ _OR = re.compile(
     r"\s*(?:,\s*)?(?:\\text\s*\{\s*(?:,\s*)?(?:or|and)\s*\}|\b(?:or|and|maybe|possibly|perhaps)\b"
     r"(?:\s+(?:possibly|perhaps|maybe))?|또는|혹은|아니면|그리고)\s*"
 )
+
+_BOLD = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\[{\\-])")  # and not `x**2`
+_SAID = re.compile(r".*[A-Za-z]{2} (?:is|are|equals|gives?|get|becomes)[: ]\s*(.+?)!?$")
 
 
 def expression(text: str) -> str:
@@ -44,6 +47,9 @@ def expression(text: str) -> str:
         if _denied_span(line, spans[-1]):
             return ""
         return _tidy(", ".join(next(filter(None, s.groups())) for s in spans[first:]))
+    sentence = _SAID.match(line) if len(line) <= 200 else None
+    if sentence and is_formula(_tidy(sentence[1])):
+        return _tidy(sentence[1])  # `The ratio is 2:3.`
     return _tidy(line) if len(line) <= 80 else str(final_number(text) or "")
 
 
@@ -54,7 +60,7 @@ def _denied_span(text: str, span: re.Match[str]) -> bool:
 
 
 def _tidy(text: str) -> str:
-    text = text.strip().strip("$").strip().rstrip(".").strip("*").strip()[:1000]
+    text = _BOLD.sub("", ungrouped(text)).strip().strip("$").strip().rstrip(".").strip("*").strip()[:1000]
     if re.match(r"not\b", text, re.IGNORECASE):
         return ""
     text = re.sub(r"\\(?:mathrm|text|mathbf)\s*\{(\w)\}", r"\1", text).replace(r"\varnothing", r"\emptyset")
@@ -147,7 +153,9 @@ def is_more_than_a_number(text: str) -> bool:
 
 def in_words(text: str) -> bool:
     """Whether a text says a number in words (`\\$26 per week`, `60 km/h`) rather than in a formula."""
-    return re.search(r"[A-Za-z]{2}", text) is not None and not re.search(r"\\[A-Za-z(\[]|[\^=_{]", text)
+    return re.search(r"[A-Za-z]{2}|\d [A-Za-z]/[a-z]", text) is not None and not re.search(
+        r"\\[A-Za-z(\[]|[\^_{]", text
+    )
 
 
 # --- equality ----------------------------------------------------------------------------------------------------

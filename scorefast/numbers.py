@@ -89,10 +89,13 @@ _THIN_GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:[\u00a0\u2007\u2009\u202f]\d{3}
 _SPACED_GROUP = re.compile(r"\d \d{3}(?!\d)")
 _SPACED_GROUPS = re.compile(r"(?<![\w.,:/'])\d{1,3}(?: \d{3})++(?![\d-]|[ ,:/']\d|\.\d{3})")
 _AMOUNT = re.compile(
-    r"(?:^|[^\w\s.,;)\]}]\s?|\b(?:is|are|was|were|be|equals|about|approximately|exactly|nearly|almost|total|costs?|makes?)\s"
+    r"(?:^|[^\w\s.,;)\]}]\s?|\b(?:is|are|was|were|be|equals|about|approximately|exactly|nearly|almost|total|costs?|makes?|gets?|gives?)\s"
     r"|(?:총|모두|약|은|는|이|가)\s)[-+]?\Z",
     re.IGNORECASE | re.MULTILINE,
 )
+
+
+_CENTS = re.compile(r"(?<![.\d])(\d+) (dollars?|euros?),? and (\d{1,2}) cents?\b")
 
 
 def _joined(match: re.Match[str]) -> str:
@@ -104,20 +107,27 @@ def _spaced(match: re.Match[str]) -> str:
     return _joined(match) if _AMOUNT.search(before) else match.group()
 
 
-def plain(text: str) -> str:
-    """Text with its numbers in ASCII: full-width digits, vulgar fractions, superscripts, LaTeX, calculator marks."""
+def ungrouped(text: str) -> str:
+    """Text with the spaces in its numbers taken out: 12500 for `12 500`."""
     if not text.isascii():
         text = _THIN_GROUPS.sub(_joined, text)
+    return _SPACED_GROUPS.sub(_spaced, text) if _SPACED_GROUP.search(text) else text
+
+
+def plain(text: str) -> str:
+    """Text with its numbers in ASCII: full-width digits, vulgar fractions, superscripts, LaTeX, calculator marks."""
+    text = ungrouped(text)
+    if not text.isascii():
         text = re.sub("[" + "".join(_VULGAR) + "]", lambda m: _VULGAR[m.group()], text)
         text = re.sub(r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: "^" + m.group().translate(_SUPERSCRIPT), text)
         text = re.sub(r"[₀-₉]+", lambda m: "_" + m.group(), text)
         text = unicodedata.normalize("NFKC", text).translate(_PLAIN)
-    if _SPACED_GROUP.search(text):
-        text = _SPACED_GROUPS.sub(_spaced, text)
     if "<<" in text:
         text = without_calculator(text)
     if "</" in text:
         text = re.sub(r"</?[A-Za-z]{1,10}>", "", text)
+    if " cent" in text:
+        text = _CENTS.sub(lambda m: f"{m[1]}.{m[3]:0>2} {m[2]}", text)
     if "egative" in text:
         text = re.sub(r"\b[Nn]egative\s+(?=[$\d])", "-", text)
     if ">" in text:

@@ -262,7 +262,7 @@ def ends_on_number(reference: str) -> bool:
         return True  # 18 cm
     if numbers[-1].end() < len(text) or final_number(reference) is None:
         return False
-    before = text[: numbers[-1].start()].strip(" $")
+    before = text[max(numbers[-1].start() - 500, 0) : numbers[-1].start()].strip(" $")
     return not re.search(r"[-+*/^,(\[{<>]$", before) and (not before or bool(_STATES.search(before)))
 
 
