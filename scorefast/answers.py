@@ -44,8 +44,11 @@ def without_thoughts(text: str, tags: Sequence[tuple[str, str]] = THOUGHTS) -> s
     """
     if text.startswith("analysis") and (harmony := _HARMONY.match(text)):
         text = text[harmony.end() :]
-    letters, begins, opening, closing = _patterns(tags if isinstance(tags, tuple) else tuple(tags))
-    if not any(letter in text for letter in letters) or not begins.search(text):
+    starts, opening, closing = _patterns(tags if isinstance(tags, tuple) else tuple(tags))
+    for letter, start in starts:
+        if letter in text and start.search(text):
+            break
+    else:
         return text
     end = max((match.end() for match in closing.finditer(text)), default=0)
     if opening.search(text, end):
@@ -54,14 +57,18 @@ def without_thoughts(text: str, tags: Sequence[tuple[str, str]] = THOUGHTS) -> s
 
 
 @lru_cache(maxsize=16)
-def _patterns(tags: tuple[tuple[str, str], ...]) -> tuple[str, re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
-    """The letters that tags begin with and a pattern of their first two, which are found fast; a pattern each of what
-    opens and of what closes a thought."""
-    sides = [side for tag in tags for side in tag]
-    begins = {re.escape(start) for side in sides for start in (side[:2].lower(), side[:2].upper())}
+def _patterns(
+    tags: tuple[tuple[str, str], ...],
+) -> tuple[list[tuple[str, re.Pattern[str]]], re.Pattern[str], re.Pattern[str]]:
+    """How tags start, found fast: a letter, and a pattern of two; patterns of what opens and what closes a thought."""
+    seconds: dict[str, str] = {}
+    for side in (side for tag in tags for side in tag):
+        seconds[side[0]] = seconds.get(side[0], "") + re.escape(side[1:2].lower() + side[1:2].upper())
+    starts = [
+        (first, re.compile(re.escape(first) + (f"[{second}]" if second else ""))) for first, second in seconds.items()
+    ]
     opening, closing = ("|".join(map(re.escape, dict.fromkeys(side))) for side in zip(*tags, strict=True))
-    letters = "".join({side[0] for side in sides})
-    return letters, re.compile("|".join(begins)), re.compile(opening, re.I), re.compile(closing, re.I)
+    return starts, re.compile(opening, re.IGNORECASE), re.compile(closing, re.IGNORECASE)
 
 
 # --- markers ---------------------------------------------------------------------------------------------------
