@@ -19,6 +19,11 @@ _OR = re.compile(
 )
 
 _BOLD = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\[{\\-])")  # and not `x**2`
+_KIND = re.compile(
+    r"(?:the |an? )?(?:set|interval|point|pair|ratio|equation|line|function|expression|vector|matrix) (?:is |are )?"
+    r"(?=\W|\w\b|\d)",
+    re.IGNORECASE,
+)
 _SAID = re.compile(r".*[A-Za-z]{2} (?:is|are|equals|gives?|get|becomes)[: ]\s*(.+?)!?$")
 
 
@@ -63,6 +68,7 @@ def _tidy(text: str) -> str:
     text = _BOLD.sub("", ungrouped(text)).strip().strip("$").strip().rstrip(".").strip("*").strip()[:1000]
     if re.match(r"not\b", text, re.IGNORECASE):
         return ""
+    text = _KIND.sub("", text).replace(" is in ", r" \in ")
     text = re.sub(r"\\(?:mathrm|text|mathbf)\s*\{(\w)\}", r"\1", text).replace(r"\varnothing", r"\emptyset")
     text = re.sub(r"(?<=\d)_\{(\d+)\}", r"_\1", text)
     return re.sub(r",\s*,", ",", _OR.sub(", ", text))
@@ -166,7 +172,8 @@ def equal(answer: str, truth: str) -> tuple[bool, str]:
     members = [parse_number(part) for part in answer.split("=")]
     if len(members) > 1 and None not in members and len({m.value for m in members if m}) > 1:
         return False, "contradicts itself"  # 20 = 18
-    if parse_number(truth.split("=")[-1]) and not any(members) and _UNDONE.fullmatch(plain(answer.split("=")[-1])):
+    result = None if is_more_than_a_number(truth) else parse_number(truth.split("=")[-1])
+    if result and not any(members) and _UNDONE.fullmatch(plain(answer.split("=")[-1])):
         return False, "a sum left undone"
     if "".join(answer.split()) == "".join(truth.split()):
         return True, "the same formula"

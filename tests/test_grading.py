@@ -178,7 +178,7 @@ def test_a_thought_changes_no_verdict(data, grader, tags, thought):
     opening, closing = tags
     reply = data.draw(st.sampled_from(["18", "The answer is 18.", r"\boxed{B}", "Paris", "x"]))
     reference = data.draw(st.sampled_from(["18", "B", "Paris"]))
-    assume(not any(tag in thought.lower() for pair in THOUGHTS for tag in pair))
+    assume(not any(tag.lower() in thought.lower() for pair in THOUGHTS for tag in pair))
     plainly = grade(reply, reference, grader)
     assert grade(f"{opening}{thought} The answer is 18, B, Paris.{closing}{reply}", reference, grader) == plainly
     assert grade(f"{thought}{closing}\n{reply}", reference, grader) == plainly
