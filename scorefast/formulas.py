@@ -69,7 +69,7 @@ def _tidy(text: str) -> str:
     if re.match(r"not\b", text, re.IGNORECASE):
         return ""
     text = _KIND.sub("", text).replace(" is in ", r" \in ")
-    text = re.sub(r"\\(?:mathrm|text|mathbf)\s*\{(\w)\}", r"\1", text).replace(r"\varnothing", r"\emptyset")
+    text = re.sub(r"\\(?:mathrm|text|mathbf)\s*\{(\w|\d+[a-z]?)\}", r"\1", text).replace(r"\varnothing", r"\emptyset")
     text = re.sub(r"(?<=\d)_\{(\d+)\}", r"_\1", text)
     return re.sub(r",\s*,", ",", _OR.sub(", ", text))
 

@@ -64,7 +64,7 @@ _GOES_ON = re.compile(
       | [xyz] (?: [xyz]+\b | \s*[-+^<>=] ) | x\d
       | (?:[A-Za-z]\b)? \s* (?:[-+÷]|(?<!\*)\*(?!\*)) \s* (?: {_COMMAND} | [√π∛] | {_LETTER} )
       | [xyz]? \s? / \s* (?: \( | {_COMMAND} | [b-gi-rt-z](?!\w) )  # 60 m/s and 5/h are quantities
-      | [+*^÷] \s* \(
+      | [+*^÷] \s* \(  |  \+\s+[a-z]{{2}}
       | ,\s* [-+]? (?: {_COMMAND} | ∞ | [b-z]\s*[)\]}}] )
       | (?:[A-Za-z]+\s+)? and\s+ (?:(?:an?|one|two|three)[\s-]+)? (?:half|(?:third|quarter|fourth|fifth)s?)\b(?!-)
       | (?:squared|cubed|factorial)\b  |  \(?mod\b  |  (?:square\s+)?roots?\s+(?:of\b|\d)
