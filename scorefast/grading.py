@@ -1,7 +1,8 @@
 """Graders: is a reply right, and how near is it? Every figure this tool reports rests here. Imports no torch.
 
-A grader sees the reply, the reference answer and, where there is one, the question; what counts as the reply's answer
-is decided in `answers` alone. `benchmarks/results/graders.md` shows where graders differ.
+A grader sees the reply, the reference answer and, where there is one, the question. `answers` alone decides which part
+of the reply counts; `stated`, `letters` and `formulas` read a number, a letter or a formula out of that part.
+`benchmarks/results/graders.md` shows where graders differ.
 """
 
 from __future__ import annotations

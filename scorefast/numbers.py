@@ -24,6 +24,13 @@ def _fraction(match: re.Match[str]) -> str:
     return "/".join(part if _PART.fullmatch(part) else f"({part})" for part in parts) + " "
 
 
+def _repeating(match: re.Match[str]) -> str:
+    """1/3 for 0.\\overline{3}."""
+    whole, once, again = match.groups()
+    top = int(whole + once + again) - int(whole + once)
+    return f"{top}/{10 ** len(once) * (10 ** len(again) - 1)} "
+
+
 _PART = re.compile(r"[-+\s\d.,%]*")
 _LATEX: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (
@@ -32,6 +39,7 @@ _LATEX: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         ),
         "",
     ),
+    (re.compile(r"(\d{1,20})\.(\d{0,20})\\(?:overline|bar|dot)\s*\{?(\d{1,20})\}?"), _repeating),
     (re.compile(r"(?<=\d)\s*(?=\\[dtc]?frac)"), " "),  # 1\frac{1}{2} is a mixed number
     (re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))"), _fraction),
     (re.compile(r"\{,\}"), ","),
