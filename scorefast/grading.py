@@ -1,36 +1,27 @@
 """Graders: is a reply right, and how near is it? Every figure this tool reports rests here. Imports no torch.
 
-A grader sees the reply, the reference answer and, where there is one, the question; what counts as the reply's answer
-is decided in `answers` alone. `benchmarks/results/graders.md` shows where graders differ.
+A grader sees the reply, the reference answer and, where there is one, the question. `answers` alone decides which part
+of the reply counts; `stated`, `letters` and `formulas` read a number, a letter or a formula out of that part.
+`benchmarks/results/graders.md` shows where graders differ.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any, Literal, cast, get_args
 
-from scorefast.answers import (
-    LONGEST,
-    RETRACTED,
-    Number,
-    ends_on_number,
-    final_answer,
-    final_number,
-    parse_number,
-    plain,
-    reference_number,
-    remembered,
-)
+from scorefast.answers import LONGEST, final_answer, last_line, remembered, unlatexed, without_thoughts
 from scorefast.data import normalized
-from scorefast.math_worker import MathWorker
+from scorefast.formulas import equal, expression, in_words, is_formula, is_more_than_a_number
+from scorefast.letters import LETTER_ALONE, chosen_letter, reference_letter
+from scorefast.numbers import Number, parse_number
 from scorefast.recipe import GraderName, UserError
 from scorefast.sources import line_text, stdin_text
+from scorefast.stated import ends_on_number, final_number, number_or_why, reference_number
 
 Chosen = Literal["exact", "numeric", "math", "contains", "choice"]  # every GraderName but auto
 GRADERS: tuple[Chosen, ...] = get_args(Chosen)
@@ -62,34 +53,39 @@ def grade(reply: str, reference: str, grader: GraderName = "auto", question: str
       numbers left undone (`9 + 9`) is wrong where the reference is a plain number.
     exact: the marked answer, or without one the last line or the whole reply, equals the reference (its marked answer)
       but for NFKC, case, white space, and punctuation at the edges of words.
-    choice: the one letter A to E (or ① to ⑤) the reply commits to; of `A. Wait, no, B.` the last.
+    choice: the one letter A to E (or ① to ⑤; to J where the reference is one) the reply commits to; of `A. Wait, no,
+      B.` the last.
     contains: the reference stands as a word in the marked answer or the last line, neither denied nor among others.
-    auto: `auto_grader` of this one reference.
+    auto: `auto_grader` of this one reference; a formula given for a number is compared as math does.
 
-    Score of a wrong text: the better of rapidfuzz's edit and token-sort ratio. A sentence of `question` that the reply
-    repeats is not part of its answer.
+    A thought before the answer (`without_thoughts`) does not count; one that never closes leaves no answer. A sentence
+    of `question` that the reply repeats is not part of its answer. Score of a wrong text: the better of rapidfuzz's
+    edit and token-sort ratio.
     """
-    chosen = auto_grader(reference) if grader == "auto" else cast(Chosen, grader)
-    reply, reference = reply[-LONGEST:], reference[-LONGEST:]
+    said, right = without_thoughts(reply), without_thoughts(reference)
+    if said is None or right is None:
+        return Grade(False, 0.0, reason=f"the thought{'' if said is None else ' of the reference'} never closes")
+    chosen = auto_grader(right) if grader == "auto" else cast(Chosen, grader)
+    said, right = said[-LONGEST:], right[-LONGEST:]
     if question and chosen != "choice":  # there an option is named in the question's own words
-        reply = without_question(reply, question)
-    return _GRADES[chosen](reply, reference)
-
-
-_FORMULA = re.compile(
-    r"(?!.*[A-Za-z]{3})[\dA-Za-z\s+\-*/^=()\[\]{},.|<>!]*[\^=(\[{<>*+][\dA-Za-z\s+\-*/^=()\[\]{},.|<>!]*"
-)
+        said = without_question(said, question)
+    found = _GRADES[chosen](said, right)
+    if grader == "auto" and found.reason in ("no number", "part of a formula") and is_formula(expression(said)):
+        return _math(said, right)  # `\\binom{6}{2}` for 15
+    return found
 
 
 @remembered
 def auto_grader(reference: str) -> Chosen:
-    """The grader that fits a reference answer: numeric where it ends on a number, choice for a letter A to E alone,
-    math for LaTeX and formulas, else exact."""
-    if _LETTER_ALONE.fullmatch(reference.strip()):
+    """The grader that fits a reference answer: choice for a letter A to J alone, numeric where it ends on a number,
+    math for formulas, equations, sets and lists of numbers, else exact."""
+    reference = without_thoughts(reference) or ""
+    if LETTER_ALONE.fullmatch(reference.strip()):
         return "choice"
-    if ends_on_number(reference):
+    final = final_answer(reference).text.strip()
+    if not is_more_than_a_number(final) and ends_on_number(reference):
         return "numeric"
-    return "math" if re.search(r"\\[a-zA-Z]+|\$[^$]+\$", reference) or _FORMULA.fullmatch(reference) else "exact"
+    return "math" if is_formula(final) or re.search(r"\\[a-zA-Z]+|\$[^$]+\$", reference) else "exact"
 
 
 _WORDS = re.compile(r"[^\W\d_가-힣]{2,}|(?=[가-힣])[가-힣]|(?<=[가-힣])[가-힣]+")
@@ -109,10 +105,13 @@ def unusable_reference(reference: str, grader: GraderName) -> str | None:
     takes a grader that fits)."""
     if not reference.strip():
         return "correct_answer is blank"
+    if (right := without_thoughts(reference)) is None:
+        return "correct_answer is a thought that never closes"
+    reference = right
     if grader == "numeric" and reference_number(reference[-LONGEST:]) is None:
         return "correct_answer holds no number, which grader numeric compares"
-    if grader == "choice" and chosen_letter(reference[-LONGEST:]) is None:
-        return "correct_answer names no one letter A to E, which grader choice compares"
+    if grader == "choice" and reference_letter(reference[-LONGEST:]) is None:
+        return "correct_answer names no one letter A to J, which grader choice compares"
     return None
 
 
@@ -159,20 +158,23 @@ def _graded_line(where: str, line: str, grader: GraderName) -> dict[str, Any]:
 
 
 def _numeric(reply: str, reference: str) -> Grade:
-    number, truth = final_number(reply), reference_number(reference)
-    if number is None or truth is None:
-        return Grade(False, 0.0)
-    return compare_numbers(number, truth)
+    truth = reference_number(reference)
+    if truth is None:
+        return Grade(False, 0.0, reason="the reference is not one number")
+    number = number_or_why(reply)
+    return compare_numbers(number, truth) if isinstance(number, Number) else Grade(False, 0.0, reason=number)
 
 
 def compare_numbers(number: Number, truth: Number) -> Grade:
     """Equal as one of their readings, or the nearness 1 / (1 + relative error); relative to 1 where the truth is 0."""
+    said, right = str(number), str(truth)
     if number.value == truth.value:
-        return Grade(True, 1.0, str(number))
+        return Grade(True, 1.0, said, f"{said} = {right}")
     pairs = [(a, r) for a in number.readings() for r in truth.readings() if a == number.value or r == truth.value]
     if any(a == r for a, r in pairs):
-        return Grade(True, 1.0, str(number))
-    return Grade(False, min(max(_nearness(a, r) for a, r in pairs), _BELOW_ONE), str(number))
+        return Grade(True, 1.0, said, f"{said} for {right}")
+    score = min(max(_nearness(a, r) for a, r in pairs), _BELOW_ONE)
+    return Grade(False, score, said, f"reads {said}, not {right}")
 
 
 def _nearness(a: Fraction | int, r: Fraction | int) -> float:
@@ -198,33 +200,27 @@ def similarity(text: str, reference: str) -> float:
     return min(max(fuzz.ratio(a, b), fuzz.token_sort_ratio(a, b)) / 100, _BELOW_ONE)
 
 
-def _last_line(text: str) -> str:
-    return text.strip().rsplit("\n", 1)[-1]
-
-
-def _unlatexed(text: str) -> str:
-    return re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r"\1", text).replace("$", "")
-
-
 def _exact(reply: str, reference: str) -> Grade:
     right = _stated(reference)[-1]
     said = _stated(reply)
-    if right in said and not _is_question(reply):
-        return Grade(True, 1.0, right)
-    return Grade(False, max(similarity(text, right) for text in said), said[-1])
+    asked = _is_question(reply)
+    if right in said and not asked:
+        return Grade(True, 1.0, right, "the same text")
+    score = max(similarity(text, right) for text in said)
+    return Grade(False, score, said[-1], "asked, not stated" if asked else "another text")
 
 
 def _stated(text: str) -> list[str]:
     """The marked answer; without one, the whole text or its last line (which cannot both be a given answer)."""
     final = final_answer(text)
     if final.marked:
-        return [bare(_unlatexed(final.text))]
-    return list(dict.fromkeys((bare(_last_line(text)), bare(text))))
+        return [bare(unlatexed(final.text))]
+    return list(dict.fromkeys((bare(last_line(text)), bare(text))))
 
 
 def _is_question(text: str) -> bool:
     final = final_answer(text)
-    return (final.text if final.marked else _last_line(text)).rstrip(" *_`\"')").endswith(("?", "？"))
+    return (final.text if final.marked else last_line(text)).rstrip(" *_`\"')").endswith(("?", "？"))
 
 
 _OTHERS = re.compile(r"\bor\b|\beither\b|\bmaybe\b|\bmight be\b|\bcould be\b|또는|혹은|아니면|이거나|이나\s")
@@ -245,17 +241,21 @@ _PARTICLES = (
 
 def _contains(reply: str, reference: str) -> Grade:
     final = final_answer(reply)
-    said = bare(_unlatexed(final.text if final.marked else _last_line(reply)))
-    right = bare(_unlatexed(reference))
-    if not _is_question(reply) and right and not _is_list(reply) and _states(said, right):
-        return Grade(True, 1.0, right)
-    return Grade(False, similarity(said, right), said)
+    said = bare(unlatexed(final.text if final.marked else last_line(reply)))
+    right = bare(unlatexed(reference))
+    asked, listed = _is_question(reply), _is_list(reply)
+    if right and not asked and not listed and _states(said, right):
+        return Grade(True, 1.0, right, "stands in the answer")
+    why = "denied, or one of several" if right in said else "not in the answer"
+    return Grade(
+        False, similarity(said, right), said, "asked, not stated" if asked else "several candidates" if listed else why
+    )
 
 
 def _is_list(reply: str) -> bool:
     """Names and nothing else: `Paris, London, Berlin`, `Paris / London`."""
     final = final_answer(reply)
-    text = (final.text if final.marked else _last_line(reply)).strip(" .")
+    text = (final.text if final.marked else last_line(reply)).strip(" .")
     return bool(_LIST.fullmatch(text)) and all(len(part.split()) <= 3 for part in re.split(r"[,/·;]", text))
 
 
@@ -278,181 +278,30 @@ def _states(said: str, right: str) -> bool:
 
 # --- choice ------------------------------------------------------------------------------------------------------
 
-_CIRCLED = str.maketrans("①②③④⑤ⓐⓑⓒⓓⓔⒶⒷⒸⒹⒺ", "ABCDEABCDEABCDE")
-_LETTER_ALONE = re.compile(r"[(\[]?[A-E①-⑤][)\].]?")
-# A letter at the beginning of an answer: `B`, `(B)`, `**B**`, `B) Paris`, `B입니다`, `option B`.
-_LEADING = re.compile(
-    r"""[\s*_`$({\["']*+ (?:(?:the\s+)?(?:option|choice|letter|answer|보기)\b[\s:]*+[*_`(\["']*+)?
-    (?P<letter>[A-E]) (?: [)\]}*_`"'$]* (?=$|[\s.,:;!?)\]]|[가-힣]) )""",
-    re.VERBOSE | re.IGNORECASE,
-)
-_OPTION = re.compile(r"[*_]*\(?[A-E](?:[).:][*_]*(?:\s+\S|$)|$)")
-_ARTICLE = re.compile(r"\s+(?!because|since|as|is|and|or|in|for|which|\()[a-z]", re.ASCII)
-_LATER = re.compile(
-    r"""\((?P<bracketed>[A-Ea-e])\)
-    | \b(?i:option|choice|choose|pick|select|go\ with|letter|so|therefore|thus|hence|it(?:'s|\ is|\ should\ be))\b
-      [,:]?(?:\s+(?:here\s+)?is)?
-      \s+(?:it(?:'s|\ is|\ must\ be)\s+|the\ (?:\w+\ )?(?:answer|choice|option)\ is\s+)?
-      [*_(\["']*(?P<cued>[A-E])(?![\w'’])
-    | (?:^|[.,;:!]\s|\b(?i:think|believe|that|so|but|option|choice|answer)\s)[*_(]*(?P<right>[A-E])
-      (?=[*_)]*\s+is\s+(?:(?:the|a)\s+)?(?:correct|right|best|answer|good\s+(?:choice|answer|option))\b)
-    | (?P<korean>[A-E])(?=\s?(?:번|이다|입니다|이|가|를|을|라고)(?![A-Za-z]))""",
-    re.VERBOSE,
-)
-_DENIED_LETTER = re.compile(
-    r"\W*(?:(?:is|are|was)\s+(?:not|wrong|incorrect|false)|isn't|번?[은는이가]?\s?(?:아니|아닙|틀))"
-)
-_ANOTHER = re.compile(r"(?<![A-Za-z0-9'])([A-E])(?![A-Za-z0-9'])")
-_AGAIN = re.compile(r"\W*(?:(?:no|wait|actually|rather)\b\W*)*", re.IGNORECASE)
-_JOINT = re.compile(
-    r"[\s)\]*_]*(?:[,/&;(]|\bor\b|\band\b|또는|혹은|아니면|이나|나|와|과)?\s*(?:or\b)?\s*(?:maybe|perhaps|also)?[\s(\[*_]*"
-)
-
 
 def _choice(reply: str, reference: str) -> Grade:
-    letter, truth = chosen_letter(reply), chosen_letter(reference)
-    right = letter is not None and letter == truth
-    return Grade(right, float(right), letter or "")
-
-
-def chosen_letter(reply: str) -> str | None:
-    """The one letter a reply commits to; None where it commits to none or to several."""
-    final = final_answer(unicodedata.normalize("NFKC", reply.translate(_CIRCLED)))
-    text = _unlatexed(final.text).strip()
-    if not final.marked:
-        lines = [line for line in text.split("\n") if line.strip()]
-        text = lines[-1].strip() if lines else ""
-        if len(lines) > 1 and _OPTION.match(text) and _OPTION.match(lines[-2].strip()):
-            return None  # a list of the options
-    if text.endswith("?"):
-        return None
-    named = list(_ANOTHER.finditer(text))
-    if taken := [m.end() for m in RETRACTED.finditer(text) if named and m.end() <= named[-1].start()]:
-        text = _AGAIN.sub("", text[taken[-1] :], count=1)  # `A. Wait, no, B.`
-    match = _LEADING.match(text)
-    alone = match is not None and not text[match.end() :].strip(" .*_`)\"'!$")
-    goes_on = text[match.end("letter") :].lstrip("*_") if match else ""
-    if match and not alone and not final.marked and not re.match(r"[)\].:]", goes_on):
-        match = None  # without a marker, a line that begins with a letter and goes on is prose
-    if match and match["letter"] in "Aa" and not alone and _ARTICLE.match(goes_on):
-        match = None
-    if match and match["letter"].islower() and not alone and not re.match(r"\W", text[match.end("letter") :]):
-        match = None
-    if match and not final.marked and re.search(r"\([A-E]\)", text[match.end() :]):
-        match = None  # it goes through the options
-    if match and _DENIED_LETTER.match(text, match.end("letter")):
-        return None
-    if match:
-        return None if _several(text, match["letter"].upper(), match.end("letter")) else match["letter"].upper()
-    stated = [m for m in _LATER.finditer(text) if not _letter_denied(text, m)]
-    stated = [m for m in stated if m["right"]] or stated
-    if not stated or len({m["right"] for m in stated}) > 1:
-        return None
-    last = stated[-1]
-    letter = (last["bracketed"] or last["cued"] or last["right"] or last["korean"]).upper()
-    at = last.start() + max(last.group().upper().rfind(letter), 0)
-    before = [m for m in _ANOTHER.finditer(text, 0, at) if m[1] != letter and _JOINT.fullmatch(text[m.end(1) : at])]
-    return None if before or _several(text, letter, at + 1) else letter
-
-
-def _letter_denied(text: str, match: re.Match[str]) -> bool:
-    before, after = text[max(match.start() - 20, 0) : match.end()], text[match.end() :]
-    denied = re.search(
-        r"(?:\bnot|n't|neither|nor|rule out|eliminate|\bif|whether|doubt)\s+(?:\w+\s+){0,2}[(*_\w]*\W*$", before, re.I
-    )
-    return bool(denied or _DENIED_LETTER.match(after))
-
-
-def _several(text: str, letter: str, end: int) -> bool:
-    """Whether another letter is joined to this one: `B or C`, `A, B`, `B와 C`."""
-    other = _ANOTHER.search(text, end)
-    if re.match(r"[)\]*_]*\s*(?:번\s?)?(?:이?나|와|과|또는|혹은|아니면)\s*[(]?[A-E]", text[end:]):
-        return True
-    if other is None or other[1] == letter or not _JOINT.fullmatch(text, end, other.start(1)):
-        return False
-    joined = text[end : other.start(1)].strip(" \n()[]*_")
-    return bool(joined) or not re.match(r"\.?\s\w\w", text[other.end() :])  # `(B) (C)`, not `B) A dog`
+    truth = reference_letter(reference)
+    letter = chosen_letter(reply, more=truth is not None and truth > "E")
+    if letter is None or truth is None:
+        return Grade(False, 0.0, reason="no one letter" if letter is None else "the reference is no one letter")
+    right = letter == truth
+    return Grade(right, float(right), letter, f"{letter} = {truth}" if right else f"reads {letter}, not {truth}")
 
 
 # --- math --------------------------------------------------------------------------------------------------------
 
-_SPAN = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$(.+?)(?<!\\)\$", re.DOTALL)
-_LITERAL = re.compile(r"\\[lcvd]?dots\b|\.\.\.|\d\s*_\{?\d")  # 1, 2, ..., n and 52_8: math-verify reads only a part
-_UNDONE = re.compile(r"[\s\d.,+\-*/^÷(){}$]*[\d}][\s)$]*[-+*÷][\s\d.,+\-*/^÷(){}$]*[A-Za-z가-힣° ]*")  # 9 + 9 cm
-_OR = re.compile(
-    r"\s*(?:,\s*)?(?:\\text\s*\{\s*(?:,\s*)?(?:or|and)\s*\}|\b(?:or|and|maybe|possibly|perhaps)\b"
-    r"(?:\s+(?:possibly|perhaps|maybe))?|또는|혹은|아니면|그리고)\s*"
-)
-
 
 def _math(reply: str, reference: str) -> Grade:
-    answer, truth = _expression(reply), _expression(reference)
+    answer, truth = expression(reply), expression(reference)
     if not answer or not truth:
-        return Grade(False, 0.0, answer)
+        return Grade(False, 0.0, answer, "no formula" if truth else "the reference holds no formula")
     number, right = parse_number(answer), parse_number(truth)
+    if number is None and right is not None and in_words(answer):
+        number = final_number(reply)  # `\\$26 per week`
     if number is not None and right is not None:
         return compare_numbers(number, right)
-    members = [parse_number(part) for part in answer.split("=")]
-    if len(members) > 1 and None not in members and len({m.value for m in members if m}) > 1:
-        return Grade(False, 0.0, answer)  # 20 = 18
-    if parse_number(truth.split("=")[-1]) and not any(members) and _UNDONE.fullmatch(plain(answer.split("=")[-1])):
-        return Grade(False, similarity(answer, truth), answer)
-    same = "".join(answer.split()) == "".join(truth.split())
-    if same or (not _LITERAL.search(answer + truth) and _equal(truth, answer)):
-        return Grade(True, 1.0, answer)
-    return Grade(False, similarity(answer, truth), answer)
-
-
-def _expression(text: str) -> str:
-    """The LaTeX a text commits to: its marked answer, else its last formula, else its last line if that is short."""
-    final = final_answer(text)
-    if final.marked:
-        spans = list(_SPAN.finditer(final.text)) if not final.whole else []
-        said = final.text
-        if len(spans) == 1:
-            if _denied_span(final.text, spans[0]):
-                return ""
-            said = next(filter(None, spans[0].groups()))
-        return _tidy(said)
-    line = _last_line(text)
-    spans = list(_SPAN.finditer(text))
-    if spans and not text[spans[-1].end() :].strip(" \n.*"):
-        line = text[max(spans[-1].start() - 200, 0) :]  # ends on a formula, which may take several lines
-    if line.rstrip().endswith("?"):
-        return ""
-    spans = list(_SPAN.finditer(line))
-    if spans:
-        first = len(spans) - 1
-        while first and _OR.fullmatch(line[spans[first - 1].end() : spans[first].start()]):
-            first -= 1  # "$1$ or $2$" is one answer of two values
-        if _denied_span(line, spans[-1]):
-            return ""
-        return _tidy(", ".join(next(filter(None, s.groups())) for s in spans[first:]))
-    return _tidy(line) if len(line) <= 80 else str(final_number(text) or "")
-
-
-def _denied_span(text: str, span: re.Match[str]) -> bool:
-    return bool(
-        re.search(r"(?:\bnot|n't|\bcannot)\s*(?:be\s*)?$", text[: span.start()])
-        or _DENIED_LETTER.match(text, span.end())
-    )
-
-
-def _tidy(text: str) -> str:
-    text = text.strip().strip("$").strip().rstrip(".").strip("*").strip()[:1000]
-    if re.match(r"not\b", text, re.IGNORECASE):
-        return ""
-    text = re.sub(r"\\(?:mathrm|text|mathbf)\s*\{(\w)\}", r"\1", text).replace(r"\varnothing", r"\emptyset")
-    text = re.sub(r"(?<=\d)_\{(\d+)\}", r"_\1", text)
-    return re.sub(r",\s*,", ",", _OR.sub(", ", text))
-
-
-_WORKER = MathWorker()
-
-
-@lru_cache(maxsize=4096)
-def _equal(truth: str, answer: str) -> bool:
-    return _WORKER.equal(truth, answer)
+    correct, why = equal(answer, truth)
+    return Grade(correct, 1.0 if correct else similarity(answer, truth), answer, why)
 
 
 _GRADES: dict[Chosen, Callable[[str, str], Grade]] = {

@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -87,7 +88,8 @@ def _killed_after(seconds: float, process: subprocess.Popen[str]) -> Iterator[No
 
 
 def equal(truth: str, answer: str) -> bool:
-    """Two constants by their value (i is the imaginary unit where it is the only letter), all else by math-verify."""
+    """Two constants by their value (i is the imaginary unit where it is the only letter), all else by math-verify; what
+    that does not equate, as sets of numbers or as functions."""
     from math_verify import parse, verify
     from sympy import Expr, I
 
@@ -103,7 +105,94 @@ def equal(truth: str, answer: str) -> bool:
             a, b = (e.evalf(30) for e in first)
             if a.is_finite and b.is_finite:
                 return bool(abs(a - b) <= TOLERANCE * max(abs(a), abs(b)))
-    return bool(verify(*both, timeout_seconds=None))
+    if _only_a_side(*first):
+        return False
+    if verify(*both, allow_set_relation_comp=True, timeout_seconds=None):
+        return True
+    return _same_sets(first[0], first[1], _rounding(truth, answer)) or _same_functions(first[0], first[1])
+
+
+def _only_a_side(truth: Any, answer: Any) -> bool:
+    """`5` for `x + y = 5`: math-verify takes what stands behind the sign for the value of what stands before it."""
+    from sympy import Equality, Expr, Symbol
+    from sympy.core.function import AppliedUndef
+
+    named = (Symbol, AppliedUndef)
+    return isinstance(truth, Equality) and not isinstance(truth.lhs, named) and isinstance(answer, Expr)
+
+
+def _rounding(*texts: str) -> float:
+    """Half of the last place of the shortest decimal number of four places or more; 0 where there is none."""
+    places = [len(digits) for text in texts for digits in re.findall(r"\d\.(\d{4,})", text)]
+    return 0.5 * 10.0 ** -min(places) if places else 0.0
+
+
+def _same_sets(truth: Any, answer: Any, rounding: float) -> bool:
+    """Two sets of intervals, or inequalities of one unknown, with the same ends, open or closed alike. An end may be
+    rounded to four places or more: (0.6, 2.6667] is (3/5, 8/3]."""
+    from sympy import Interval, Union
+
+    both = [_as_set(e) for e in (truth, answer)]
+    if None in both:
+        return False
+    first, second = (sorted(s.args, key=lambda i: i.inf) if isinstance(s, Union) else [s] for s in both)
+    if both[0] == both[1] or len(first) != len(second):
+        return bool(both[0] == both[1])
+    return all(
+        isinstance(a, Interval)
+        and isinstance(b, Interval)
+        and (a.left_open, a.right_open) == (b.left_open, b.right_open)
+        and _near(a.start, b.start, rounding)
+        and _near(a.end, b.end, rounding)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def _near(a: Any, b: Any, rounding: float) -> bool:
+    if not (a.is_finite and b.is_finite):
+        return bool(a == b)
+    return bool(abs(a - b).evalf(30) <= rounding * (1 + 1e-9) + TOLERANCE * abs(a))
+
+
+def _as_set(e: Any) -> Any:
+    """The real numbers that an interval or inequalities of one unknown describe; None for anything else.
+
+    Several inequalities all hold, or where no number meets all, one of them does.
+    """
+    from sympy import And, Complement, Equality, FiniteSet, Intersection, Interval, Or, Union
+    from sympy.core.relational import Relational
+
+    if isinstance(e, Equality):
+        e = e.rhs  # x \in [1, 2]
+    if isinstance(e, FiniteSet) and e.args and all(isinstance(a, Relational) for a in e.args):
+        e = And(*e.args) if And(*e.args).as_set() else Or(*e.args)
+    if isinstance(e, Relational | And | Or) and not isinstance(e, Equality) and len(e.free_symbols) == 1:
+        e = e.as_set()
+    if isinstance(e, Union | Intersection | Complement):
+        e = e.doit()
+    return e if isinstance(e, Interval | Union) else None
+
+
+def _same_functions(truth: Any, answer: Any) -> bool:
+    """Two terms with one value wherever both are real, at points of either sign: sqrt(1/n) and 1/sqrt(n), not |x| and
+    x. math-verify, which knows nothing of the sign of n, does not equate the first."""
+    from sympy import Expr, Rational
+
+    if not (isinstance(truth, Expr) and isinstance(answer, Expr)):
+        return False
+    names = sorted(truth.free_symbols, key=str)
+    if not 0 < len(names) < 4 or truth.free_symbols != answer.free_symbols:
+        return False
+    agreed = 0
+    for size in (Rational(7, 5), Rational(3, 8), Rational(11, 3), Rational(-7, 5), Rational(-3, 8)):
+        point = {name: size * (1 + Rational(i, 7)) for i, name in enumerate(names)}
+        a, b = (e.subs(point).evalf(30) for e in (truth, answer))
+        if not (a.is_real and b.is_real and a.is_finite and b.is_finite):
+            continue
+        if abs(a - b) > TOLERANCE * max(abs(a), abs(b)):
+            return False
+        agreed += 1
+    return agreed > 1
 
 
 def main() -> None:

@@ -10,16 +10,19 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from scorefast import grading
-from scorefast.answers import final_number, parse_number
+from scorefast import formulas
+from scorefast.answers import THOUGHTS, without_thoughts
 from scorefast.grading import GRADERS, auto_grader, grade, unusable_reference, without_question
 from scorefast.math_worker import MathWorker
+from scorefast.numbers import parse_number
+from scorefast.stated import final_number
 from tests.conftest import REPOSITORY, scorefast
 
 GSM8K = REPOSITORY.parent / "shared" / "data" / "gsm8k"
+GIVEN = REPOSITORY.parent / "shared" / "cases" / "grader_pairs.jsonl"
 needs_gsm8k = pytest.mark.skipif(not GSM8K.is_dir(), reason="lacks the GSM8K files, which are not in the repository")
 
 
@@ -39,6 +42,8 @@ def lines(path: Path) -> list[dict]:
         *((r"\frac{3}{4}", 0.75), (r"\dfrac34", 0.75), ("1{,}234", 1234), (r"1\,234", 1234), (r"\$18", 18)),
         *(("１８", 18), ("1\u202f234", 1234), ("1.5 million", 1_500_000), (".5", 0.5)),
         *(("3만", 30_000), ("1만 8천", 18_000), ("2억 3천만", 230_000_000), ("12만 3,456", 123_456), ("5천", 5000)),
+        *(("12 500", 12_500), ("12'500", 12_500), ("12_500.5", 12_500.5), ("1.234.567", 1_234_567), ("1.234", 1.234)),
+        *(("12 50", None), ("1234 500", None), ("12'50", None), ("1.234.567,8", None), ("100 200 30", None)),
         *(("1/0", None), ("1.2.3", None), ("3/4/2020", None), ("10:30", None), ("3rd", None), ("10^10^10", None)),
         *(("1, 2", None), ("x", None), ("", None), ("9" * 5000, None), ("1,23", None)),
     ],
@@ -113,6 +118,9 @@ def surface(value: Fraction) -> st.SearchStrategy[str]:
     if value.denominator == 1:
         full_width = "".join(chr(0xFF10 + int(d)) for d in str(size))
         forms += [f"{int(value):,}", f"{sign}{full_width}", f"{value}.", f"{value} cm"]
+        forms += [f"{int(value):,}".replace(",", mark) for mark in (" ", "\u202f", "'", "_")]
+        if size >= 10**6:
+            forms.append(f"{int(value):,}".replace(",", "."))
     return st.sampled_from(forms)
 
 
@@ -139,6 +147,44 @@ def test_different_numbers_never_grade_equal(data, value, other):
     found = grade(reply, reference, "numeric")
     assert not found.correct, (reply, reference)
     assert 0 <= found.score < 1
+
+
+PARTS = [
+    r"{}\sqrt{{2}}",
+    r"{}\pi",
+    "{}^x",
+    r"\frac{{{}}}{{x}}",
+    r"\log {}",
+    r"{} + \sqrt 2",
+    "{} < x",
+    "{} and a half",
+    "{}√2",
+]
+
+
+@given(
+    VALUES, st.sampled_from(PARTS), st.sampled_from(["{}", r"\boxed{{{}}}", "The answer is {}.", "The answer is ${}$."])
+)
+def test_a_part_of_a_formula_is_no_number(value, part, template):
+    formula = template.format(part.format(abs(value.numerator)))
+    assert not grade(formula, str(abs(value.numerator)), "numeric").correct
+    assert not grade(str(abs(value.numerator)), formula, "numeric").correct
+    assert auto_grader(formula) != "numeric" or "half" in formula
+
+
+@settings(deadline=None)  # the first formula starts the worker
+@given(st.data(), st.sampled_from(GRADERS), st.sampled_from(THOUGHTS), st.text(max_size=60))
+def test_a_thought_changes_no_verdict(data, grader, tags, thought):
+    opening, closing = tags
+    reply = data.draw(st.sampled_from(["18", "The answer is 18.", r"\boxed{B}", "Paris", "x"]))
+    reference = data.draw(st.sampled_from(["18", "B", "Paris"]))
+    assume(not any(tag.lower() in thought.lower() for pair in THOUGHTS for tag in pair))
+    plainly = grade(reply, reference, grader)
+    assert grade(f"{opening}{thought} The answer is 18, B, Paris.{closing}{reply}", reference, grader) == plainly
+    assert grade(f"{thought}{closing}\n{reply}", reference, grader) == plainly
+    assert grade(reply, f"{opening}{thought}{closing}{reference}", grader) == plainly
+    unclosed = grade(f"{opening}{thought}{reply}", reference, grader)
+    assert (unclosed.correct, unclosed.score, unclosed.reason) == (False, 0.0, "the thought never closes")
 
 
 @given(VALUES, VALUES, VALUES)
@@ -216,8 +262,76 @@ def test_a_text_nearer_to_the_reference_scores_higher():
 
 
 @pytest.mark.parametrize(
+    ("reply", "reference", "grader", "reason"),
+    [
+        *(("18", "18.0", "numeric", "18 = 18"), ("12", "18", "numeric", "reads 12, not 18")),
+        *(("eighteen", "18", "numeric", "no number"), ("18 or 20", "18", "numeric", "several candidates")),
+        *(("Is it 18?", "18", "numeric", "asked, not stated"), ("9 + 9", "18", "numeric", "a sum left undone")),
+        *((r"4\pi", "4", "numeric", "part of a formula"), ("more than 4", "4", "numeric", "denied, or only a bound")),
+        *(("4", r"4\pi", "numeric", "the reference is not one number"), ("x+1", "1+x", "math", "equal as mathematics")),
+        *(("x", "y", "math", "not equal as mathematics"), ("", "x", "math", "no formula")),
+        *(("C", "B", "choice", "reads C, not B"), ("A or B", "B", "choice", "no one letter")),
+        *(("Paris", "paris", "exact", "the same text"), ("Paris?", "Paris", "exact", "asked, not stated")),
+        *(
+            ("Not Paris", "Paris", "contains", "denied, or one of several"),
+            ("Rome", "Paris", "contains", "not in the answer"),
+        ),
+        *(("<think>18", "18", "auto", "the thought never closes"),),
+        ("18", "<think>18", "auto", "the thought of the reference never closes"),
+    ],
+)
+def test_a_grade_says_why(reply, reference, grader, reason):
+    assert grade(reply, reference, grader).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        *(
+            ("<think>a</think>15", "15"),
+            ("a</think>\n15", "\n15"),
+            ("[THINK]a[/THINK]15", "15"),
+            ("<THINK>a</THINK>15", "15"),
+        ),
+        *(("<think>a", None), ("<think>a</think>15<think>b", None), ("<think>a</think>", "")),
+        *(("<b>15</b> <answer>15</answer>", "<b>15</b> <answer>15</answer>"), ("3 < 5 [sic]", "3 < 5 [sic]")),
+        ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>15<|return|>", "15"),
+        *(("<|channel|>analysis<|message|>15", None), ("analysisWe add.assistantfinal15", "15")),
+        *(
+            ("analysis 3*5=15 final The answer is 15", " The answer is 15"),
+            ("analysis of the final act", "analysis of the final act"),
+        ),
+    ],
+)
+def test_what_follows_the_thoughts_counts(text, rest):
+    assert without_thoughts(text) == rest
+
+
+def test_tags_of_thoughts_may_be_chosen():
+    assert without_thoughts("{{a}}15<think>", [("{{", "}}")]) == "15<think>"
+
+
+@pytest.mark.parametrize(
     ("reference", "chosen"),
     [
+        *(
+            (text, "math")
+            for text in ("x + y = 5", "x^2 + y^2 = 25", "3x - y + 13 = 0", r"x = \pm 3", r"\{1,2,3\}", "2x")
+        ),
+        *(
+            (text, "math")
+            for text in ("1331, 1728", "2√3", "x²+1", "x/2", "(0, 1]", "0 < x < 12.5", "x ≥ 3", "2:3", "±3")
+        ),
+        *((text, "math") for text in ("x = 1, y = 2", "5!", "π/2", "sqrt(2)", "x <= 5", "|x| < 2", "9 + 9", "{1, 2}")),
+        *(
+            (text, "numeric")
+            for text in ("x = 5", "12 500", "18 km/h", "5 €", "9*2=18", "3 x 4 = 12", "P(A) = 0.5", "2^10")
+        ),
+        *(
+            (text, "exact")
+            for text in ("May 5", "2:30 PM", "10:30:15", "2024-01-15", "C++", "B-52", "R2-D2", "n/a", "3-5")
+        ),
+        *(("H", "choice"), ("(j)", "exact")),
         *(("18", "numeric"), ("... = 18\n#### 18", "numeric"), ("It is $18.", "numeric"), ("18 cm", "numeric")),
         *((r"\boxed{18}", "numeric"), (r"\boxed{x^2}", "math"), ("x^2 + 1", "math"), ("(1, 2)", "math")),
         *(("B", "choice"), ("(C)", "choice"), ("Paris", "exact"), ("May 1st", "exact"), ("서울", "exact")),
@@ -469,7 +583,7 @@ def test_what_counts_and_what_does_not(cases):
     ("grader", "usable", "unusable"),
     [
         ("numeric", ["18", "#### 18", "18 or 20 eggs", "½", "x = 5"], ["five", " ", "1/0", "B"]),
-        ("choice", ["B", "(b)", "②", "B) Paris", "The answer is C."], ["F", "5", "A or B", "Paris", ""]),
+        ("choice", ["B", "(b)", "②", "B) Paris", "The answer is C."], ["K", "5", "A or B", "Paris", ""]),
         *((grader, ["five", "Paris", "x^2"], ["", " \n"]) for grader in ("exact", "contains", "math", "auto")),
     ],
 )
@@ -484,7 +598,7 @@ def test_a_reference_that_makes_every_reply_wrong_is_told(grader, usable, unusab
 
 
 def test_hard_pairs():
-    """Labelled without knowledge of the grader; the two lines left are explained in benchmarks/results/graders.md."""
+    """Labelled without knowledge of the grader; the line left is explained in benchmarks/results/graders.md."""
     pairs = lines(REPOSITORY / "tests" / "hard_pairs.jsonl")
     assert len(pairs) > 400
     wrong = {
@@ -492,7 +606,7 @@ def test_hard_pairs():
         for number, p in enumerate(pairs, 1)
         if grade(p["answer"], p["reference"], p["grader"], p.get("question")).correct is not p["label"]
     }
-    assert wrong == {90, 219}
+    assert wrong == {90}
 
 
 def test_held_out_pairs():
@@ -501,6 +615,29 @@ def test_held_out_pairs():
     verdicts = [grade(p["answer"], p["reference"], p["grader"], p.get("question")).correct for p in pairs]
     assert len(pairs) == 200
     assert {n for n, (p, v) in enumerate(zip(pairs, verdicts, strict=True), 1) if v is not p["label"]} == {14}
+
+
+def disagreeing(pairs: list[dict]) -> set[tuple[int, str]]:
+    """(line, grader) of each pair and grader for which its label is meant."""
+    graded = [(n, p, g) for n, p in enumerate(pairs, 1) for g in p["fair"].split()]
+    return {(n, g) for n, p, g in graded if grade(p["answer"], p["reference"], g).correct is not p["label"]}
+
+
+def test_number_pairs():
+    """Thoughts, formulas, boxes, intervals, thousands, markers, letters. Written in four parts, each before it ran: at
+    first contact 124 of 127, 108 of 113, 103 of 111 and 69 of 76 agreed. Of the last two parts four labels that a rule
+    contradicts are left out, and two pairs that no rule here decides: a hedge taken back, and `E` for the constant e.
+    The one left, a time in a sentence, is a text."""
+    pairs = lines(REPOSITORY / "tests" / "number_pairs.jsonl")
+    assert len(pairs) == 421
+    assert disagreeing(pairs) <= {(153, "auto")}
+
+
+@pytest.mark.skipif(not GIVEN.is_file(), reason="lacks grader_pairs.jsonl, which is not in the repository")
+def test_given_pairs():
+    pairs = lines(GIVEN)
+    assert len(pairs) == 75
+    assert disagreeing(pairs) == set()
 
 
 @needs_gsm8k
@@ -550,6 +687,18 @@ ADVERSARIAL = {
     "parentheses": "1 (" * 3_000 + "1" + ")" * 3_000,
     "space within": "1" + " " * 19_000 + ")",
     "taken back": "A. Wait, no, " * 1_500 + "B",
+    "thoughts": "<think>" * 50_000,
+    "closed thoughts": "<think>a</think>" * 50_000,
+    "lines behind a marker": "The answer is Answer" + "\n" * 18_900 + "4",
+    "groups": "1 000 " * 3_000,
+    "German thousands": "1" + ".234" * 4_900,
+    "joined boxes": r"\boxed{1} and " * 1_300,
+    "roots": "4" + r"\sqrt" * 3_900,
+    "open sets": "{1," * 6_000,
+    "subtractions": "x - " * 4_900 + "4",
+    "backslashes": "\\" * 19_000 + "4",
+    "per cents": "1%" * 9_000,
+    "JSON": '"answer":' * 2_000 + '"' + "a\\" * 900,
 }
 
 
@@ -557,7 +706,7 @@ ADVERSARIAL = {
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_no_answer_takes_long(grader, name, monkeypatch):
     """Each way round: as the reply, and as the reference. Without the worker's limit some would never end."""
-    monkeypatch.setattr(grading._WORKER, "seconds", 1.0)
+    monkeypatch.setattr(formulas.WORKER, "seconds", 1.0)
     started = time.monotonic()
     grade(ADVERSARIAL[name], "2x + 1", grader)
     grade("2x + 1", ADVERSARIAL[name], grader)
