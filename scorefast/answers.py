@@ -22,6 +22,20 @@ from scorefast.presets import without_calculator
 
 LONGEST = 20_000  # of a longer text only so many last characters are looked at, so that no reply takes long
 
+@dataclass(frozen=True)
+class Grade:
+    """correct: counted as right. score in [0, 1]: how near, 1 exactly when correct. answer: what was graded.
+
+    reason: why, in a few words (`grade --explain`). unsure: the rules cannot tell, and so count the reply as wrong.
+    """
+
+    correct: bool
+    score: float
+    answer: str = ""
+    reason: str = ""
+    unsure: bool = False
+
+
 # --- markers ---------------------------------------------------------------------------------------------------
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(?=[\w$.-])")

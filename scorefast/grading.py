@@ -11,7 +11,6 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal, cast, get_args
@@ -19,6 +18,7 @@ from typing import Any, Literal, cast, get_args
 from scorefast.answers import (
     LONGEST,
     RETRACTED,
+    Grade,
     Number,
     ends_on_number,
     final_answer,
@@ -31,26 +31,13 @@ from scorefast.answers import (
 from scorefast.data import normalized
 from scorefast.math_worker import MathWorker
 from scorefast.recipe import GraderName, UserError
+from scorefast.texts import grade_text
 
-Chosen = Literal["exact", "numeric", "math", "contains", "choice"]  # every GraderName but auto
+Chosen = Literal["text", "numeric", "math", "exact", "choice", "contains"]  # every GraderName but auto
 GRADERS: tuple[Chosen, ...] = get_args(Chosen)
 
 _BELOW_ONE = 1 - 1e-9  # the most a wrong answer scores
 _EDGES = " .,;:!?*_`\"'()[]{}<>«»“”‘’「」『』。、…~"  # markup and punctuation around a word; no sign, %, $, #
-
-
-@dataclass(frozen=True)
-class Grade:
-    """correct: counted as right. score in [0, 1]: how near, 1 exactly when correct. answer: what was graded.
-
-    reason: why, in a few words (`grade --explain`). unsure: the rules cannot tell, and so count the reply as wrong.
-    """
-
-    correct: bool
-    score: float
-    answer: str = ""
-    reason: str = ""
-    unsure: bool = False
 
 
 def grade(reply: str, reference: str, grader: GraderName = "auto", question: str | None = None) -> Grade:
@@ -73,7 +60,7 @@ def grade(reply: str, reference: str, grader: GraderName = "auto", question: str
     reply, reference = reply[-LONGEST:], reference[-LONGEST:]
     if question and chosen != "choice":  # there an option is named in the question's own words
         reply = without_question(reply, question)
-    return _GRADES[chosen](reply, reference)
+    return _GRADES[chosen](reply, reference, question)
 
 
 _FORMULA = re.compile(
@@ -89,7 +76,7 @@ def auto_grader(reference: str) -> Chosen:
         return "choice"
     if ends_on_number(reference):
         return "numeric"
-    return "math" if re.search(r"\\[a-zA-Z]+|\$[^$]+\$", reference) or _FORMULA.fullmatch(reference) else "exact"
+    return "math" if re.search(r"\\[a-zA-Z]+|\$[^$]+\$", reference) or _FORMULA.fullmatch(reference) else "text"
 
 
 _WORDS = re.compile(r"[^\W\d_가-힣]{2,}|(?=[가-힣])[가-힣]|(?<=[가-힣])[가-힣]+")
@@ -455,10 +442,16 @@ def _equal(truth: str, answer: str) -> bool:
     return _WORKER.equal(truth, answer)
 
 
-_GRADES: dict[Chosen, Callable[[str, str], Grade]] = {
-    "exact": _exact,
-    "numeric": _numeric,
-    "math": _math,
-    "contains": _contains,
-    "choice": _choice,
+def _without_question(graded: Callable[[str, str], Grade]) -> Callable[[str, str, str | None], Grade]:
+    """A grader that has no use for the question."""
+    return lambda reply, reference, question: graded(reply, reference)
+
+
+_GRADES: dict[Chosen, Callable[[str, str, str | None], Grade]] = {
+    "text": grade_text,
+    "numeric": _without_question(_numeric),
+    "math": _without_question(_math),
+    "exact": _without_question(_exact),
+    "choice": _without_question(_choice),
+    "contains": _without_question(_contains),
 }

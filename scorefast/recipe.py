@@ -26,7 +26,7 @@ MOST_QUESTIONS = 10**8  # of a stage; their order is drawn before it begins
 NonNegative = Annotated[float, Field(ge=0.0)]
 
 
-GraderName = Literal["auto", "numeric", "math", "exact", "choice", "contains"]
+GraderName = Literal["auto", "text", "numeric", "math", "exact", "choice", "contains"]
 
 
 class RunError(Exception):

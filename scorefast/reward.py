@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from scorefast.answers import Grade
 from scorefast.data import Example
-from scorefast.grading import Grade, auto_grader, grade, unusable_reference
+from scorefast.grading import auto_grader, grade, unusable_reference
 from scorefast.recipe import GraderName, OriginReward, UserError
 from scorefast.untrusted import shortened
 
