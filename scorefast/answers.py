@@ -22,6 +22,7 @@ from scorefast.presets import without_calculator
 
 LONGEST = 20_000  # of a longer text only so many last characters are looked at, so that no reply takes long
 
+
 @dataclass(frozen=True)
 class Grade:
     """correct: counted as right. score in [0, 1]: how near, 1 exactly when correct. answer: what was graded.

@@ -21,7 +21,7 @@ from functools import cached_property, lru_cache
 from typing import Literal
 
 from scorefast.answers import RETRACTED, Grade, final_answer
-from scorefast.words import CLASSES, COUNTERS, TITLES, Word, ends_as_verb, normal, words
+from scorefast.words import CLASSES, COUNTERS, GEOGRAPHIC, TITLES, UNITS, Word, ends_as_verb, normal, words
 
 LOOKED_AT = 2_000  # of a longer reply only so many last characters count
 _UNSURE = 0.99  # the most an unsure reply scores
@@ -30,8 +30,8 @@ _BESIDE = 0.7
 # --- cues --------------------------------------------------------------------------------------------------------
 
 _NEGATION = re.compile(
-    r"\b(?:not|never|neither|nor|cannot|none|no longer|anything but|far from|hardly|wrong|incorrect|false|mistaken|untrue)\b"
-    r"|n't\b|아니(?!면|요|오)|아닌|아닙|아녜|않|못합|못하|못한|없(?!이)|틀렸|틀린|틀립",
+    r"(?<!no )(?<!without )(?<!without a )\b(?:not|never|neither|nor|cannot|none|no longer|anything but|far from|hardly|doubt|wrong|incorrect|false|mistaken|untrue)\b"
+    r"|n't\b|(?<![가-힣])(?:아니(?!면|요|오)|아닌|아닙|아녜)|않|못합|못하|못한|없(?!이)|틀렸|틀린|틀립",
     re.I,
 )
 _ALTERNATIVE = re.compile(
@@ -70,7 +70,8 @@ _HEARSAY = re.compile(
     re.I,
 )
 _SUBORDINATE = re.compile(
-    r"(?:although|though|even though|while|whereas|unlike|despite|contrary to|instead of|rather than|apart from|besides)\b", re.I
+    r"(?:although|though|even though|while|whereas|unlike|despite|contrary to|instead of|rather than|apart from|besides|(?-i:which|who|where) )\b",
+    re.I,
 )
 _LEADING = re.compile(
     r"(?:in|on|at|after|before|during|since|when|because|by|from|for|as|with|under|until|through|according to|botanically|technically"
@@ -79,28 +80,36 @@ _LEADING = re.compile(
 )
 _CONTRAST = [
     re.compile(r"\bnot (?:only |just )?[^,.;]{1,60}?,? but (?:rather |actually |instead )?(?:also )?", re.I),
-    re.compile(r",? ?\b(?:and |but )?(?:not|instead of|rather than|unlike|as opposed to) (?!only)[^,.;]{1,60}(?:,|$)(?<!,$)", re.I),
+    re.compile(r"(?:,\s*|\b(?:and|but) )not (?!only)[^,.;]{1,60}(?:,|(?=\.|$))", re.I),
+    re.compile(r",? ?\b(?:instead of|rather than|unlike|as opposed to) [^,.;]{1,60}(?:,|(?=\.|$))", re.I),
     re.compile(r"^.*?(?:이|가|은|는)? ?(?:아니라|아니고|아닌|말고|대신(?:에)?),? "),
 ]
 _KOREAN_CONCESSION = re.compile(r"(?:지만|으나|는데|은데|ㄴ데|인데|더라도|해도),?\s+")
 _CLAUSE = re.compile(
-    r":\s|\s-+\s|;|(?<=[가-힣][며고]),?\s|,\s(?:and |so |then |but )?(?=(?:it|they|he|she|this|that|these|I|we)(?:'s|\s(?:is|are|was|were|would be|has|have"
+    r":\s|\s-+\s|;|(?<=[가-힣][며고]),?\s|(?<=[으]로),\s|,\s(?:and |so |then |but )?(?=(?:it|they|he|she|this|that|these|I|we)(?:'s|\s(?:is|are|was|were|would be|has|have"
     r"|say|mean|think|now|actually))\b)",
     re.I,
 )
 _SENTENCE = re.compile(r"(?<=[\w)%'])\s*[.!。！]+(?=\s|$)|[.!。！…]{2,}|\n")
 _QUESTION = re.compile(r"[^.!?。！？\n]*[?？]")
 _BULLET = re.compile(r"(?m)^[ \t]*(?:[*•-]|\d{1,2}[.)])[ \t]+\**([^\n:*–—(-]{1,60}(?:-[^\n:*–—(-]{1,40})?)")
-_BRACKET = re.compile(r"((?:[\w'.-]+ ){0,4}[\w'.-]+)?( ?)[(\[]([^()\[\]]{1,200})[)\]]")
-_JUDGED = re.compile(r"\W*(?:(?:in|partially |partly |not )?correct|wrong|right|false|true|not|in fact|mistaken|as follows|here|below|unclear)\b", re.I)
+_BRACKET = re.compile(r"((?:[\w'.°%$-]+ ){0,6}[\w'.°%$-]+)?( ?)[(\[]([^()\[\]]{1,200})[)\]]")
+_JUDGED = re.compile(
+    r"\W*(?:(?:in|partially |partly |not )?correct|wrong|right|false|true|not|in fact|mistaken|as follows|here|below|unclear)\b",
+    re.I,
+)
 
 # With these a detail begins that may say more than question and reference.
 _DETAIL = frozenset(
-    "in on at by from of for since because where which who whose when during near until within around whilst after before under "
-    "making reaching covering located located lasting so high just including as while that to due thanks with".split()
+    "in on at by from of for since because where which who whose when during near until within around after before under "
+    "making reaching covering located lasting high just while that due thanks with".split()
 )
 _AFTER_WITH = frozenset("a an the its his her their about over around nearly approximately some".split())
 _LINK = frozenset("is was are were by in on at called of named as be from".split())
+_APPOSITION = re.compile(
+    r"(?:a|an|the) (?:[a-z]+ ){1,4}(?:of|who|which|that|from|in|near|by)\b"
+)  # `, a friend of Emerson`
+_KIND_OF = frozenset("of is was the a an called named".split())  # between a kind of thing and its name
 _ARTICLE = frozenset("the a an".split())
 _NAME_PARTICLE = frozenset("van von de da di la le del der den al bin".split())
 _PERSON = re.compile(
@@ -109,15 +118,22 @@ _PERSON = re.compile(
     r"|(?:사람|왕|장군|과학자|대통령|화가|작가|작곡가|인물|시인|소설가)[은는]",
     re.I,
 )
-_OPTIONS = re.compile(r"([\w'-]+) or (?:the |a |an )?([\w'-]+)|([가-힣\w]+?)(?:,)? (?:또는|혹은|아니면) ([가-힣\w]+)|([\w가-힣]+?)(?:과|와|,) ([\w가-힣]+) 중")
+_OPTIONS = re.compile(
+    r"([\w'-]+) or (?:the |a |an )?([\w'-]+)|([가-힣\w]+?)(?:,)? (?:또는|혹은|아니면) ([가-힣\w]+)|([\w가-힣]+?)(?:과|와|,) ([\w가-힣]+) 중"
+)
 
-_YES = re.compile(r"\W*(?:yes|yep|yeah|true|correct|that's right|that is right|네(?![가-힣])|예(?![가-힣])|맞(?:습니다|아요|다)|그렇(?:습니다|다)|그래요)\b", re.I)
+_YES = re.compile(
+    r"\W*(?:yes|yep|yeah|true|correct|that's right|that is right|네(?![가-힣])|예(?![가-힣])|맞(?:습니다|아요|다)|그렇(?:습니다|다)|그래요)\b",
+    re.I,
+)
 _NO = re.compile(
-    r"\W*(?:no(?! one\b| longer\b|\. ?\d)\b|nope\b|false\b|incorrect\b|not true\b|아니요|아니오|아뇨|아니다|아닙니다|아니에요|그렇지 않|틀렸|틀립)", re.I
+    r"\W*(?:no(?! one\b| longer\b|\. ?\d)\b|nope\b|false\b|incorrect\b|not true\b|아니요|아니오|아뇨|아니다|아닙니다|아니에요|그렇지 않|틀렸|틀립)",
+    re.I,
 )
 _ENDS_YES = re.compile(r"\b(?:so|hence|thus|answer is),? (?:the answer is )?(yes|no|true|false)\W*$", re.I)
 _WH = re.compile(
-    r"\b(?:what|which|who|whom|whose|when|where|why|how|name|list)\b|무엇|무슨|어디|누구|누가|언제|몇|왜|어떻게|어떤|어느|며칠|뭐|뭘", re.I
+    r"\b(?:what|which|who|whom|whose|when|where|why|how|name|list)\b|무엇|무슨|어디|누구|누가|언제|몇|왜|어떻게|어떤|어느|며칠|뭐|뭘",
+    re.I,
 )
 _ASKS_POLARITY = re.compile(
     r"(?:^|[.!?,:]\s)(?:is|are|was|were|do|does|did|can|could|has|have|had|will|would|should|true or false)\b"
@@ -148,7 +164,9 @@ class Key:
     korean_question: bool | None
 
     def knows(self, word: Word) -> bool:
-        return word.neutral or word.text in ",&" or word.among(self.known) or not word.forms.isdisjoint(self.weakly)
+        if word.neutral or word.text in ",&" or word.among(self.known) or not word.forms.isdisjoint(self.weakly):
+            return True
+        return (word.name or word.korean) and word.among(TITLES)
 
     @cached_property
     def named(self) -> bool:
@@ -185,7 +203,7 @@ def _key(reference: str, question: str) -> Key:
     new = [w for w in content if not w.among(known[0]) and w.forms.isdisjoint(known[1])]
     key = (content if options or not new else new) if question else content
     key = [w for w in key if w.forms.isdisjoint(TITLES)] or key
-    key = [w for w in key if w.forms.isdisjoint(CLASSES) or not any(k.name for k in key)] or key
+    key = [w for w in key if w.forms.isdisjoint(GEOGRAPHIC) or not any(k.name for k in key)] or key
     held = [c for c in clauses(said) if all(k in words(c) for k in key)] or [said]
     of_reference = _forms(everything)
     return Key(
@@ -219,7 +237,11 @@ def _whole(word: Word) -> Word:
 
 def _counters(said: tuple[Word, ...]) -> set[int]:
     """Positions of 개, 명, 마리 behind a number."""
-    return {i for i in range(1, len(said)) if said[i - 1].text[-1].isdigit() and not (said[i].forms | said[i].weak).isdisjoint(COUNTERS)}
+    return {
+        i
+        for i in range(1, len(said))
+        if said[i - 1].text[-1].isdigit() and not (said[i].forms | said[i].weak).isdisjoint(COUNTERS)
+    }
 
 
 def _wanted_polarity(reference: str, said: str, question: str, news: bool) -> bool | None:
@@ -253,7 +275,11 @@ def commitment(reply: str, key: Key) -> str:
     if final.marked and final.text.strip(" *_.\n") and (key.yes is not None or not _JUDGED.match(final.text)):
         return final.text
     taken_back = list(RETRACTED.finditer(reply))
-    if taken_back and re.search(r"\w\w", rest := reply[taken_back[-1].end() :]):
+    if (
+        taken_back
+        and re.search(r"\w", reply[: taken_back[-1].start()])
+        and re.search(r"\w\w", rest := reply[taken_back[-1].end() :])
+    ):
         return rest
     return reply
 
@@ -285,19 +311,37 @@ def unbracketed(text: str, key: Key) -> str:
     def replaced(match: re.Match[str]) -> str:
         before, space, inside = match[1] or "", match[2], match[3]
         said = words(normal(inside))
-        scripts = [re.search("[가-힣一-鿿]", t) is not None for t in (before, inside)]
+        scripts = [_script(t) for t in (before, inside)]
         if before and scripts[0] != scripts[1] and _found(said, key) is not None:
             known = [w for w in before.split() if key.knows((words(w) or words("x"))[0])]
             return f"{' '.join(known)} {inside}"
-        acronym = re.fullmatch(r"[A-Z]{2,6}", inside)
-        candidate = len(said) <= 4 and not acronym and scripts[1] == bool(re.search("[가-힣一-鿿]", key.text))
-        numbers = re.search(r"\d", inside) and not said[0].text.startswith(("date:", "time:")) if said else False
+        acronym = re.fullmatch(r"[A-Z]{2,6}", inside) and inside in "".join(re.findall(r"\b[A-Z]", before))
+        dated = any(w.text.startswith(("date:", "time:")) for w in said)
+        candidate = len(said) <= 4 and not acronym and (dated or not before or scripts[0] == scripts[1])
+        numbers = (
+            re.search(r"\d", inside)
+            and not dated
+            and (not any(map(_is_numeric, key.words)) or _is_conversion(before, inside))
+        )
         odd = [w for w in said if not key.knows(w)]
         if said and (_ALTERNATIVE.search(inside) or (candidate and not numbers and odd and _found(said, key) is None)):
             return f"{before}, {inside}, "
         return before + space
 
     return _BRACKET.sub(replaced, text)
+
+
+def _is_conversion(before: str, inside: str) -> bool:
+    """`100°C (212°F)`, `42 km (26 miles)`: the same in other units."""
+    units = [
+        {f for w in words(normal(text)) for f in w.forms if f in UNITS} for text in (before.split(" ")[-1], inside)
+    ]
+    return all(units) and units[0] != units[1]
+
+
+def _script(text: str) -> str:
+    found = re.search("(?P<korean>[가-힣])|(?P<chinese>[一-鿿])", text)
+    return str(found.lastgroup) if found else "latin"
 
 
 # --- judging -----------------------------------------------------------------------------------------------------
@@ -365,13 +409,17 @@ def _judged(clause: str, key: Key) -> Judged:
     said = _answer_part(said, key)
     hit = _found(said, key)
     counted = _counters(said)
-    unknown = [i for i, w in enumerate(said) if i not in (hit or ()) and i not in counted and not key.knows(w) and w.text != "/"]
+    unknown = [
+        i
+        for i, w in enumerate(said)
+        if i not in (hit or ()) and i not in counted and not key.knows(w) and w.text != "/"
+    ]
     share = sum(any(k == w for w in said) for k in key.words) / len(key.words)
     shown = " ".join(said[i].text for i in unknown)[:60].lower()
     if hit is None:
         if _REFUSAL.search(clause):
             return Judged("refused")
-        if unknown and not _NEGATION.search(clause) and _is_answer(said, unknown, key):
+        if not _NEGATION.search(clause) and (_is_answer(said, unknown, key) if unknown else _is_number(said, key)):
             return Judged("another", share, shown)
         return Judged("nothing", share, shown)
     if bool(_NEGATION.search(clause)) != key.negative:
@@ -389,8 +437,22 @@ def _answer_part(said: tuple[Word, ...], key: Key) -> tuple[Word, ...]:
     """What a reply in the other language says behind its topic: there the question's words are not to be recognized."""
     if key.korean_question is None or not said or any(w.korean for w in said) == key.korean_question:
         return said
-    ends = [i for i, w in enumerate(said) if (w.text[-1] in "은는" if w.korean else w.text in ("is", "are", "was", "were", "has"))]
+    ends = [
+        i
+        for i, w in enumerate(said)
+        if (w.text[-1] in "은는" if w.korean else w.text in ("is", "are", "was", "were", "has"))
+    ]
     return said[ends[0] + 1 :] if ends and ends[0] + 1 < len(said) else said
+
+
+def _is_number(said: tuple[Word, ...], key: Key) -> bool:
+    """A number or a time alone, where the key has one: another answer, even if the question names it."""
+    content = [w for w in said if not w.neutral and w.text not in ",&"]
+    return bool(content) and all(_is_numeric(w) for w in content) and any(map(_is_numeric, key.words))
+
+
+def _is_numeric(word: Word) -> bool:
+    return word.text[-1].isdigit() or word.text.startswith(("date:", "time:"))
 
 
 def _is_answer(said: tuple[Word, ...], unknown: list[int], key: Key) -> bool:
@@ -398,6 +460,13 @@ def _is_answer(said: tuple[Word, ...], unknown: list[int], key: Key) -> bool:
     framed = sum(any(q == w for w in said) for q in key.frame)
     if key.frame and framed >= 0.5 * len(key.frame):
         return True
+    if (
+        said[0].korean
+        and said[0].text[-1] in "은는"
+        and any(said[i].text[0].isdigit() for i in unknown[1:])
+        and 0 in unknown
+    ):
+        return any(w.text[0].isdigit() for w in key.words)  # `높이는 1,947m입니다`: about something else
     if said[-1].korean and ends_as_verb(said[-1]):
         return len(unknown) <= 2 and framed == 0 and said[-1].neutral
     first = said[0].text.lower()
@@ -405,9 +474,27 @@ def _is_answer(said: tuple[Word, ...], unknown: list[int], key: Key) -> bool:
         at = unknown[0]
         while at and said[at - 1].text.lower() in _ARTICLE:
             at -= 1
-        copula = at and said[at - 1].text.lower() in ("is", "are", "was", "were", "be", "it's", "that's", "actually", "really", "also", "called")
-        return bool(copula) and len(unknown) <= 3
-    beyond = [w for i, w in enumerate(said) if i not in unknown and not w.neutral and w.text not in ",&"]
+        copula = at and said[at - 1].text.lower() in (
+            "is",
+            "are",
+            "was",
+            "were",
+            "be",
+            "it's",
+            "that's",
+            "actually",
+            "really",
+            "also",
+            "called",
+        )
+        return bool(copula) and (len(unknown) <= 3 or said[unknown[0]].name)
+    passing = {*unknown, *_counters(said)}
+    kinds = CLASSES | TITLES
+    beyond = [
+        w
+        for i, w in enumerate(said)
+        if i not in passing and not w.neutral and w.text not in ",&" and not w.among(kinds)
+    ]
     return len(unknown) <= 12 and not beyond
 
 
@@ -416,26 +503,43 @@ def _weighed(said: tuple[Word, ...], hit: list[int], unknown: list[int], key: Ke
     first, last = hit[0], hit[-1]
     frame = [i for i, w in enumerate(said) if i > last and not w.neutral and w.text not in ",&" and i not in unknown]
     ends = max([last, *frame])
-    tail = [i for i in unknown if i > ends]
+    tail = [i for i in unknown if i > ends and not _is_korean_close(i, said, last)]
     inside = [i for i in unknown if i < ends and not _is_excused(i, said, hit, key)]
+    if len(inside) == 1 and _is_of_frame(inside[0], said, last, key):
+        inside = []
     if inside and _is_verb_of_frame(inside, said, first, key):
         inside = []
+    if inside and _is_another(inside, said, hit, key):
+        return Judged("another", 0.0, said[inside[0]].text.lower())
     if inside:
         return Judged("beside", 1.0, said[inside[0]].text.lower(), before=True)
     if tail and said[ends + 1].text in ("and", "&", "그리고", "및", "or", "/"):
         return Judged("another", 0.0, said[tail[0]].text.lower())
     if tail and not _is_detail(said[ends + 1 :], key):
-        return Judged("beside", 1.0, " ".join(said[i].text for i in tail)[:60].lower(), before=said[ends + 1].text == ",")
+        return Judged(
+            "beside", 1.0, " ".join(said[i].text for i in tail)[:60].lower(), before=said[ends + 1].text == ","
+        )
     return Judged("states", 1.0)
+
+
+def _is_another(inside: list[int], said: tuple[Word, ...], hit: list[int], key: Key) -> bool:
+    """Whether unknown words are a second answer: listed with the key, or a number where the key has one."""
+    if any(map(_is_numeric, key.words)) and any(_is_numeric(said[i]) for i in inside):
+        return True
+    near = min(inside[-1], hit[0]), max(inside[-1], hit[0])
+    return any(w.text in (",", "and", "&", "그리고", "및") for w in said[near[0] : near[1]])
 
 
 def _is_excused(i: int, said: tuple[Word, ...], hit: list[int], key: Key) -> bool:
     """An unknown word that belongs to the key's name or says what kind of thing it is."""
     word, first, last = said[i], hit[0], hit[-1]
-    if not word.forms.isdisjoint(CLASSES) or not word.forms.isdisjoint(TITLES):
-        return True
+    if word.among(CLASSES):
+        between = said[i + 1 : first] if i < first else said[last + 1 : i]
+        return all(w.text in _KIND_OF or w.among(CLASSES) or w.among(TITLES) for w in between)
     if first < i < last and word.name:  # John Fitzgerald Kennedy
         return any(len(k.text) == 1 and k.text == word.text[0] for k in key.words)
+    if word.korean and key.person and len(key.words) == 1 and i == first - 1:  # 태조 이성계
+        return not re.search("[은는이가의도와과로를을나]$", word.text)
     given_name = all(said[j].name or said[j].text in _NAME_PARTICLE for j in range(i, first))
     return key.person and len(key.words) == 1 and key.named and i < first and given_name  # Ludwig van Beethoven
 
@@ -453,6 +557,20 @@ def _is_verb_of_frame(inside: list[int], said: tuple[Word, ...], first: int, key
     return lower and len(inside) <= (2 if key.named else 1) and (repeats or said[0].text in ("It", "He", "She", "They"))
 
 
+def _is_korean_close(i: int, said: tuple[Word, ...], last: int) -> bool:
+    """The verb that closes a Korean clause behind the key, `겨울잠을 잡니다`; what a place is, `제주도에 있는 산으로`."""
+    if i == last + 1 == len(said) - 1:
+        return said[last].text[-1] in "을를에로서" and ends_as_verb(said[i])
+    return said[i].among(CLASSES) and said[i - 1].text in ("있는", "위치한")
+
+
+def _is_of_frame(i: int, said: tuple[Word, ...], last: int, key: Key) -> bool:
+    """`Brazil hosted the Games in 2016`, `대한민국의 항구 도시`: one word behind the key, for one of the question's."""
+    if said[i].korean:
+        return i == last + 1 and said[last].text.endswith("의")
+    return i > last + 2 and said[i - 1].text == "the" and said[i - 2].among(key.known) and not said[i - 2].neutral
+
+
 def _is_detail(tail: tuple[Word, ...], key: Key) -> bool:
     """Whether what follows the key adds to it: each part up to a comma begins as a detail does."""
     parts: list[list[Word]] = [[]]
@@ -462,8 +580,9 @@ def _is_detail(tail: tuple[Word, ...], key: Key) -> bool:
         else:
             parts[-1].append(word)
     for part in filter(None, parts):
-        begins, then = part[0].text.lower(), part[1].text.lower() if len(part) > 1 else ""
-        if all(key.knows(w) for w in part):
+        begins = part[0].text if part[0].text.isupper() else part[0].text.lower()
+        then = part[1].text.lower() if len(part) > 1 else ""
+        if all(key.knows(w) for w in part) or (key.named and _APPOSITION.match(" ".join(w.text for w in part))):
             continue
         if begins not in _DETAIL or (begins == "with" and then not in _AFTER_WITH and not then.isdigit()):
             return False
@@ -476,13 +595,15 @@ def _found(said: tuple[Word, ...], key: Key) -> set[int] | None:
     """Positions of the key's words; None where they are not all there."""
     at: dict[int, int] = {}
     for n, k in enumerate(key.words):
-        positions = [i for i, w in enumerate(said) if k == w or _sounds_alike(k, w)]
-        if not positions and len(k.text) == 1 and k.name:
-            positions = [i for i, w in enumerate(said) if w.name and w.text[0] == k.text]  # an initial
-        if not positions and k.name and key.person:
-            positions = [i for i, w in enumerate(said) if w.name and len(w.text) == 1 and w.text == k.text[0]]
+        positions = [i for i, w in enumerate(said) if k == w or _sounds_alike(k, w) or _is_compound(w, k, key)]
+        if not positions and k.name and key.person and len(k.text) > 1:
+            positions = [i for i, w in enumerate(said) if w.name and w.text == k.text[0]]  # its initial
         if positions:
             at[n] = positions[-1]
+    for n, k in enumerate(key.words):
+        if n not in at and at and k.name and len(k.text) == 1:
+            positions = [i for i, w in enumerate(said) if w.name and w.text[0] == k.text and i not in at.values()]
+            at |= {n: positions[0]} if positions else {}
     if len(at) == len(key.words):
         return set(at.values())
     return _found_as_name(said, key, at) or _found_as_acronym(said, key) or _found_joined(said, key)
@@ -492,10 +613,17 @@ def _sounds_alike(a: Word, b: Word) -> bool:
     return bool(a.sound) and a.sound == b.sound and a.korean != b.korean and (a.name or b.name)
 
 
+def _is_compound(word: Word, k: Word, key: Key) -> bool:
+    """라이트형제 for 라이트, where the question asks for 형제."""
+    if not (word.korean and k.korean) or word.text[0] != k.text[0]:
+        return False
+    return any(form.startswith(k.text) and form[len(k.text) :] in key.known for form in word.forms)
+
+
 def _found_as_name(said: tuple[Word, ...], key: Key, at: dict[int, int]) -> set[int] | None:
     """A person's surname alone, or the name without initials."""
     last = len(key.words) - 1
-    if not key.person or key.options or last not in at or not last:
+    if not key.person or key.options or last not in at or not last or key.words[last].text != key.all[-1].text:
         return None
     if not all(w.name or w.korean or w.text in _NAME_PARTICLE for w in key.words):
         return None
@@ -507,8 +635,8 @@ def _found_as_name(said: tuple[Word, ...], key: Key, at: dict[int, int]) -> set[
 def _found_as_acronym(said: tuple[Word, ...], key: Key) -> set[int] | None:
     """UN for United Nations, and the other way round."""
     names = [(i, w.text) for i, w in enumerate(said) if w.name and w.text not in ("The", "Of")]
-    if key.named and len(key.words) > 1:
-        return next(({i} for i, text in names if text == key.initials and len(text) > 1), None)
+    if key.named and len(key.initials) > 1:
+        return next(({i} for i, text in names if text == key.initials), None)
     if len(key.words) == 1 and re.fullmatch("[A-Z]{2,6}", acronym := key.words[0].text):
         for j in range(len(names) - len(acronym) + 1):
             run = names[j : j + len(acronym)]
@@ -538,10 +666,19 @@ def _yes_or_no(said: list[str], key: Key) -> Grade:
     found: set[bool] = set()
     for sentence in said:
         answer = _polarity(sentence)
-        about = [w for w in words(sentence) if not w.neutral and w.text not in ",&" and not re.fullmatch("yes|no|true|false", w.text, re.I)]
+        about = [
+            w
+            for w in words(sentence)
+            if not w.neutral and w.text not in ",&" and not re.fullmatch("yes|no|true|false", w.text, re.I)
+        ]
         if answer is None and _of_frame(sentence, key):
             answer = bool(_NEGATION.search(sentence)) == bool(_NEGATION.search(" ".join(w.text for w in key.frame)))
-        elif answer is not None and len(about) > 1 and not any(w.among(key.known) for w in about) and not _ENDS_YES.search(sentence):
+        elif (
+            answer is not None
+            and len(about) > 1
+            and not any(w.among(key.known) for w in about)
+            and not _ENDS_YES.search(sentence)
+        ):
             answer = None  # `No, there might be an error above`
         if answer is not None:
             found.add(answer)
@@ -550,7 +687,9 @@ def _yes_or_no(said: list[str], key: Key) -> Grade:
     if len(found) != 1:
         return Grade(False, 0.0, "", "yes and no" if found else f"does not say {wanted}", unsure=not found)
     answer = found.pop()
-    return Grade(answer == key.yes, float(answer == key.yes), "yes" if answer else "no", f"says {'yes' if answer else 'no'}")
+    return Grade(
+        answer == key.yes, float(answer == key.yes), "yes" if answer else "no", f"says {'yes' if answer else 'no'}"
+    )
 
 
 def _of_frame(sentence: str, key: Key) -> bool:
