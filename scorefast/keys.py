@@ -1,7 +1,7 @@
 """What a reply has to state: the key of a reference answer, and where a clause has it. Imports no torch.
 
-The key is what the reference says beyond the question. It is all of the reference where that says nothing beyond, or where
-the question offers answers ("A or B?"). A clause has the key if it has every word of it, in any order; or a person's
+The key is what the reference says beyond the question; all of it where it says nothing beyond, and where the question
+offers answers ("A or B?"). A clause has the key if it has every word of it, in any order; or a person's
 surname, an acronym or what that stands for, or the same letters spaced otherwise.
 """
 
@@ -52,9 +52,9 @@ class Key:
     korean: bool | None
 
     def knows(self, word: Word) -> bool:
-        if word.neutral or word.mark or word.among(self.known) or not word.forms.isdisjoint(self.weak):
+        if word.neutral or word.mark or word.text in NAME_PARTICLES:
             return True
-        return (word.name or word.korean) and word.among(TITLES)
+        return word.among(self.known) or not word.forms.isdisjoint(self.weak)
 
     @cached_property
     def named(self) -> bool:
@@ -175,7 +175,8 @@ def _found_as_surname(said: tuple[Word, ...], key: Key, at: dict[int, int]) -> s
     if not all(word.name or word.korean or word.text in NAME_PARTICLES for word in key.words):
         return None
     first = min(at.values())
-    return set(at.values()) if first == 0 or key.knows(said[first - 1]) else None
+    alone = first == 0 or key.knows(said[first - 1]) or said[first - 1].among(TITLES)
+    return set(at.values()) if alone else None
 
 
 def _found_as_acronym(said: tuple[Word, ...], key: Key) -> set[int] | None:

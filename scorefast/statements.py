@@ -1,8 +1,8 @@
 """What a reply states: the part to which it commits, as sentences and clauses; and the cues that take a statement back.
 English and Korean. Imports no torch.
 
-A reply commits to what follows its last marker, else to what follows its last retraction. Questions, courtesies ("I hope
-this helps") and hearsay ("Many say K") in it state nothing. A sentence states what is left of it without concessions
+A reply commits to what follows its last marker, else to what follows its last retraction. Questions in it, courtesies
+("I hope this helps") and hearsay ("Many say K") state nothing. A sentence states what is left of it without concessions
 ("Although K, ...", "K, but ...") and contrasts ("not K", "instead of K", "K가 아니라").
 """
 
@@ -56,8 +56,8 @@ BOUND = _cues(
 )
 REFUSAL = _cues(
     r"""
-(?:can(?:not|'t| not)|could(?:n't| not)|unable to|do(?:n't| not)|won't)\s(?:\w+\s){0,3}?(?:answer|provide|know|help|say|tell)
-(?:can(?:not|'t| not)|could(?:n't| not)|unable to|do(?:n't| not)|won't)\s(?:\w+\s){0,3}?(?:determine|find|assist)
+(?:can(?:not|'t| not)|could(?:n't| not)|unable to|do(?:n't| not)|won't)\s(?:\w+\s){0,3}?(?:answer|provide|know|help)
+(?:can(?:not|'t| not)|could(?:n't| not)|unable to|do(?:n't| not)|won't)\s(?:\w+\s){0,3}?(?:determine|find|assist|say|tell)
 no idea|not (?:sure|certain)
 """,
     r"""
@@ -71,13 +71,15 @@ no idea|not (?:sure|certain)
 _COURTESY = _cues(  # at the beginning of a sentence
     r"""
 (?:great|good|excellent|interesting) question|of course|thanks?|i hope|feel free|if you have|apologies|i apologi[sz]e
-let me (?:know|check|re|think|correct)|you(?:'re| are) (?:absolutely |quite )?(?:right|correct)|here(?:'s| is) (?:the|my)
-my (?:previous|first|earlier|initial)\b.*\b(?:wrong|incorrect|mistake|mistaken|error|not)
+let me (?:know|check|double\w*|verify|re|think|correct|see)|i(?: have|'ve)? made an? (?:mistake|error)|here(?:'s| is) (?:the|my)|you(?:'re| are) (?:absolutely |quite )?(?:right|correct)
+(?:so |thus )?my (?:previous|first|earlier|initial|original)\b.*\b(?:wrong|incorrect|mistake|mistaken|error|not)
+(?:so |thus )?my (?:previous|first|earlier|initial|original)\b[^,:]*\b(?:correct|right)$
+there (?:is|was) an? (?:error|mistake)
 """,
     r"""
 (?:certainly|sure)[!.,]?$|(?:i'm |i am )?sorry[^,]*$
 좋은 질문|질문(?:해|에|을)|더 궁금|궁금한|감사|죄송|도움이|언제든|다시 (?:확인|생각|검토)
-제 (?:이전|처음|앞선) .*(?:틀렸|잘못|오류)
+제 (?:이전|처음|앞선) .*(?:틀렸|잘못|오류)|[^,]*다시 (?:확인|생각|검토)[^,]*(?:보았|봤|했|하겠)습니다$
 """,
 )
 _HEARSAY = _cues(
@@ -117,7 +119,7 @@ _CONCESSION = re.compile(
     re.I,
 )
 _CIRCUMSTANCE = re.compile(
-    r"(?:in|on|at|after|before|during|since|when|because|by|from|for|as|with|under|until|through|according to"
+    r"(?:in|on|at|after|before|during|since|when|because|by|from|for|as|with|under|until|through|upon|according to"
     r"|botanically|technically|historically|geographically|scientifically|biologically|politically)\b",
     re.I,
 )
@@ -141,7 +143,7 @@ def commitment(reply: str, judging: bool) -> str:
         text = final.text
     elif retractions := list(RETRACTED.finditer(reply)):
         before, after = reply[: retractions[-1].start()], reply[retractions[-1].end() :]
-        text = after if re.search(r"\w", before) and re.search(r"\w\w", after) else reply
+        text = after if (not judging or re.search(r"\w", before)) and re.search(r"\w\w", after) else reply
     items = _BULLET.findall(text)
     return ", ".join(item.strip() for item in items) if len(items) > 1 else text
 
@@ -176,8 +178,8 @@ _YES = re.compile(
     re.I,
 )
 _NO = re.compile(
-    r"\W*(?:(?:no(?! one\b| longer\b|\. ?\d)|nope|false|incorrect|not true)\b|아니요|아니오|아뇨|아니다|아닙니다|아니에요"
-    r"|그렇지 않|틀렸|틀립)",
+    r"\W*(?:(?:no(?! one\b| longer\b|\. ?\d)|nope|false|incorrect|not true)\b|아니요|아니오|아뇨|아니다"
+    r"|아닙니다|아니에요|그렇지 않|틀렸|틀립)",
     re.I,
 )
 CONCLUDES = re.compile(r"\b(?:so|hence|thus|answer is),? (?:the answer is )?(yes|no|true|false)\W*$", re.I)

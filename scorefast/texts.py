@@ -52,12 +52,13 @@ _UNSURE, _BESIDE = 0.99, 0.7
 
 # --- brackets ----------------------------------------------------------------------------------------------------
 
+_RELATED = re.compile(r"(?:which|who|that) ", re.I)
 _BRACKET = re.compile(r"[(\[]([^()\[\]]{1,200})[)\]]")
 
 
 def _without_brackets(text: str, key: Key) -> str:
-    """A bracket explains and is dropped; but a second candidate stays behind a comma, and the key in another script takes
-    the place of the name that it explains."""
+    """A bracket explains and is dropped. But a second candidate stays, behind a comma; and the key in another script
+    takes the place of the name that it explains."""
     out, done = "", 0
     for match in _BRACKET.finditer(text):
         out, done, inside = out + text[done : match.start()], match.end(), match[1]
@@ -66,7 +67,9 @@ def _without_brackets(text: str, key: Key) -> str:
         if before and _script(line) != _script(inside) and found(said, key) is not None:
             unknown = [word for word in before if not all(map(key.knows, words(normal(word))))]
             out = (out[: out.rfind(unknown[0])] if unknown else out) + f" {inside}"
-        elif said and (ALTERNATIVE.search(inside) or _is_candidate(said, inside, before, key)):
+        elif said and (
+            _RELATED.match(inside) or ALTERNATIVE.search(inside) or _is_candidate(said, inside, before, key)
+        ):
             out += f", {inside}, "
     return out + text[done:]
 
@@ -175,11 +178,12 @@ def _offers_another(clause: Clause, key: Key) -> bool:
         return len(unknown) <= 2 and not repeated and said[-1].neutral
     if said[0].text.lower() in PRONOUNS:  # `It is Rome`, not `It has many churches`
         at = unknown[0]
-        while at and said[at - 1].text.lower() in ARTICLES | {","}:
+        while at > 1 and (said[at - 1].text.lower() in ARTICLES | {","} or said[at - 1].name):
             at -= 1
         copula = at > 0 and said[at - 1].text.lower() in COPULAS | {"actually", "really", "also", "called"}
         return copula and (len(unknown) <= 3 or said[unknown[0]].name)
-    beyond = [word for i, word in enumerate(said) if i not in unknown and not word.among(CLASSES | TITLES | COUNTERS)]
+    passing = CLASSES | TITLES | COUNTERS | NAME_PARTICLES
+    beyond = [word for i, word in enumerate(said) if i not in unknown and not word.among(passing)]
     return len(unknown) <= 12 and not content_of(tuple(beyond))
 
 
@@ -189,7 +193,7 @@ def _weighed(clause: Clause, key: Key) -> Verdict:
     known = [i for i, w in enumerate(said) if not w.neutral and not w.mark and i not in clause.unknown]
     end = max(last, known[-1]) if known else last
     inside = [i for i in clause.unknown if i < end and not _belongs_to_name(i, clause, key)]
-    tail = [i for i in clause.unknown if i > end and not _closes_korean(i, clause)]
+    tail = [i for i in clause.unknown if i > end and not _closes_korean(i, clause) and not _is_title(i, clause)]
     if _are_of_question(inside, clause, key):
         inside = []
     if inside and _is_listed(inside, clause, key):
@@ -211,9 +215,16 @@ def _is_listed(inside: list[int], clause: Clause, key: Key) -> bool:
     return any(word.text in JOINS for word in clause.words[low:high])
 
 
+def _is_title(i: int, clause: Clause) -> bool:
+    """President Washington, 이순신 장군."""
+    return clause.words[i].among(TITLES) and (i - 1 in clause.at or i + 1 in clause.at)
+
+
 def _belongs_to_name(i: int, clause: Clause, key: Key) -> bool:
     """An unknown word that is a part of the key's name, or says what kind of thing the key is."""
     said, word, first, last = clause.words, clause.words[i], clause.at[0], clause.at[-1]
+    if _is_title(i, clause):
+        return True
     if word.among(CLASSES):  # the city of Paris; Homer is the author of ...
         between = said[i + 1 : first] if i < first else said[last + 1 : i]
         return all(w.text in ARTICLES | {"of", "is", "was", "called", "named"} or w.among(CLASSES) for w in between)
@@ -232,7 +243,8 @@ def _are_of_question(inside: list[int], clause: Clause, key: Key) -> bool:
         i = inside[0]
         if said[i].korean:
             return i == last + 1 and said[last].text.endswith("의")
-        return i > last + 2 and said[i - 1].text == "the" and said[i - 2].among(key.known) and not said[i - 2].neutral
+        repeats = any(asked == word for word in said[last + 1 : i] for asked in key.asked)
+        return repeats and (said[i].text.islower() or said[i - 1].text == "the")
     link = first - 1
     while link >= 0 and said[link].text in ARTICLES:
         link -= 1
@@ -244,11 +256,13 @@ def _are_of_question(inside: list[int], clause: Clause, key: Key) -> bool:
 
 
 def _closes_korean(i: int, clause: Clause) -> bool:
-    """The verb behind the key that closes a clause, `겨울잠을 잡니다`; what kind of place it is, `제주도에 있는 산으로`."""
+    """The verb behind the key, `겨울잠을 잡니다`; what kind of place it is, `제주도에 있는 산으로`."""
     said, last = clause.words, clause.at[-1]
-    if i == last + 1 == len(said) - 1:
-        return said[last].text[-1] in "을를에로서" and ends_as_verb(said[i])
-    return said[i].among(CLASSES) and said[i - 1].text in ("있는", "위치한")
+    if not said[i].korean or not all(word.neutral for word in said[i + 1 :]):
+        return False
+    if said[i].among(CLASSES):  # 에베레스트 산
+        return said[i - 1].text in ("있는", "위치한") or (i == last + 1 and said[last].text[-1] not in "은는이가을를의")
+    return said[i - 1].text[-1] in "을를에로서" and any(form[-1] == "~" for form in said[i].forms)
 
 
 # --- details -----------------------------------------------------------------------------------------------------
@@ -337,7 +351,8 @@ def _yes_or_no(said: list[str], key: Key) -> Grade:
         return Grade(False, 0.0, reason="yes and no")
     if not answers:
         return Grade(False, 0.0, reason=f"does not say {'yes' if key.yes else 'no'}", unsure=True)
-    says, right = ("yes", key.yes) if True in answers else ("no", not key.yes)
+    says = "yes" if True in answers else "no"
+    right = key.yes in answers
     return Grade(right, float(right), says, f"says {says}")
 
 

@@ -1,8 +1,8 @@
 """The words of a text in a normal form: what makes two words the same word, in English and Korean. Imports no torch.
 
 `words` writes dates, times and numbers one way, then gives each word its forms. Two words are the same if they share a
-form: kilometres and km, wrote and written, theatre and theater, 일어납니다 and 일어난다. A Korean particle at the end of a
-word may also belong to its noun (나이, 사과), so a stem of one syllable is a `weak` form: it equals only a whole word.
+form: kilometres and km, wrote and written, theatre and theater, 일어납니다 and 일어난다. What looks like a Korean particle
+may belong to the noun (나이, 사과). So a stem of one syllable is a `weak` form, which equals only a whole word.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _DATES = [
 ]
 _TIMES = [
     re.compile(r"\b(?P<hour>\d{1,2}):(?P<minute>\d\d)(?!\d)(?:\s?(?P<half>[ap])\.?m\b\.?)?", re.I),
-    re.compile(r"\b(?P<hour>\d{1,2})\s?(?P<half>[ap])\.?m\b\.?", re.I),
+    re.compile(r"\b(?P<hour>\d{1,2})(?:\s?(?P<half>[ap])\.?m\b\.?| o'?clock\b)", re.I),
     re.compile(
         r"(?P<half>오전|오후|아침|저녁|새벽|밤|낮)? ?(?<!\d)(?P<hour>\d{1,2})시(?!간)"
         r" ?(?:(?P<minute>\d{1,2})분|(?P<thirty>반))?"
@@ -90,8 +90,8 @@ def normal(text: str) -> str:
         text = _PAST.sub(_past, text)
         for pattern in _TIMES:
             text = pattern.sub(_time, text)
-    text = re.sub(r"\b(?:noon|midday)\b|정오", "time:12:00p", text)
-    text = re.sub(r"\bmidnight\b|자정", "time:12:00a", text)
+    text = re.sub(r"(?i:\b(?:noon|midday)\b)|정오", "time:12:00p", text)
+    text = re.sub(r"(?i:\bmidnight\b)|자정", "time:12:00a", text)
     if not text.isascii():
         text = _ATTACHED.sub("", text)
     text = _DOTTED.sub(_initials, text)
@@ -306,7 +306,7 @@ def _english_word(text: str) -> Word:
     forms = {lemma, _UNIT_OF.get(lemma, lemma), _ORDINAL_OF.get(lemma, lemma)}
     if text[0].islower() and len(low) > 4:
         forms.add(re.sub(r"(?:ing|ed|ly|er|or|e)$", "", lemma) + "~")
-    neutral = low in _NEUTRALS or lemma in _NEUTRALS
+    neutral = low in _FUNCTION or (text[0].islower() and not _NEUTRAL.isdisjoint((low, lemma)))
     if neutral and len(text) > 1 and text.isupper():  # WHO
         return Word(text, frozenset({text, lemma.upper()}), name=True)
     return Word(text, frozenset(forms), name=text[0].isupper(), neutral=neutral, sound=_latin_sound(low))
@@ -348,13 +348,13 @@ def _korean_word(text: str) -> Word:
             weak.add(verb[:-2])
     forms |= {_UNIT_OF[s] for s in stems if s in _UNIT_OF}
     sound = min((s for s in forms if "가" <= s[0] <= "힣" and s[-1] != "~"), key=len)
-    neutral = not _NEUTRALS.isdisjoint(forms | weak)
+    neutral = not _NEUTRAL.isdisjoint(forms)
     return Word(text, frozenset(forms), frozenset(weak), neutral=neutral, sound=_korean_sound(sound))
 
 
 def _verbs(text: str) -> set[str]:
-    """Stems that a verb may have, `~` behind them: 일어나~ for 일어납니다 and 일어난다. None of a word that ends as no verb
-    does. The ㄹ of 만들다, which 만든 drops, and the 시 of respect are left out."""
+    """Stems that a verb may have, with `~`: 일어나~ for 일어납니다 and 일어난다; none where a word ends as no verb does.
+    The ㄹ of 만들다, which 만든 drops, and the 시 of respect are left out."""
     match = _ENDING.fullmatch(unicodedata.normalize("NFD", text))
     if not match:
         return set()
@@ -408,5 +408,5 @@ def _forms(text: str) -> frozenset[str]:
     return frozenset(listed | {_GROUPS.get(w) or _singular(w) for w in listed if w.isascii()})
 
 
-_NEUTRALS = _forms(vocabulary.NEUTRAL.replace("-", ""))
+_FUNCTION, _NEUTRAL = _forms(vocabulary.FUNCTION), _forms(vocabulary.FUNCTION + vocabulary.NEUTRAL.replace("-", ""))
 CLASSES, TITLES = _forms(vocabulary.CLASSES), _forms(vocabulary.TITLES)
