@@ -47,13 +47,16 @@ def grade(reply: str, reference: str, grader: GraderName = "auto", question: str
       ignored, no tolerance; a percentage also equals the bare number of per cent). Score 1 / (1 + |a - r| / |r|).
     math: equal as mathematics, by math-verify, in a process of its own with a time limit; a sum or product of plain
       numbers left undone (`9 + 9`) is wrong where the reference is a plain number.
+    text: what the reference adds to the question is stated by the one answer the reply commits to, in whatever words of
+      English or Korean its rules know (`texts`); what they do not know is `unsure`, and wrong.
     exact: the marked answer, or without one the last line or the whole reply, equals the reference (its marked answer)
       but for NFKC, case, white space, and punctuation at the edges of words.
     choice: the one letter A to E (or ① to ⑤) the reply commits to; of `A. Wait, no, B.` the last.
     contains: the reference stands as a word in the marked answer or the last line, neither denied nor among others.
     auto: `auto_grader` of this one reference.
 
-    Score of a wrong text: the better of rapidfuzz's edit and token-sort ratio. A sentence of `question` that the reply
+    Score of a wrong text: of `text` the share of the reference's words that are stated, where unsure, else 0; of the
+    others the better of rapidfuzz's edit and token-sort ratio. A sentence of `question` that the reply
     repeats is not part of its answer.
     """
     chosen = auto_grader(reference) if grader == "auto" else cast(Chosen, grader)
@@ -71,7 +74,7 @@ _FORMULA = re.compile(
 @remembered
 def auto_grader(reference: str) -> Chosen:
     """The grader that fits a reference answer: numeric where it ends on a number, choice for a letter A to E alone,
-    math for LaTeX and formulas, else exact."""
+    math for LaTeX and formulas, else text."""
     if _LETTER_ALONE.fullmatch(reference.strip()):
         return "choice"
     if ends_on_number(reference):

@@ -89,7 +89,8 @@ def _key(reference: str, question: str) -> Key:
     key = content if options or not new else new
     key = [word for word in key if not word.among(TITLES)] or key  # Dr, Mount
     key = [word for word in key if not word.among(PLACES) or not any(w.name for w in key)] or key  # Vatican City
-    stating = [clause for clause in clauses(said) if all(k in words(clause) for k in key)] or [said]
+    parts = [(clause, words(clause)) for clause in clauses(said)]
+    stating = [clause for clause, its_words in parts if all(word in its_words for word in key)] or [said]
     of_reference = _forms(everything)
     return Key(
         text=" ".join(word.text for word in key).lower(),
@@ -103,7 +104,7 @@ def _key(reference: str, question: str) -> Key:
         person=bool(_PERSON.search(question)),
         options=bool(options),
         negative=bool(NEGATION.search(stating[0])),
-        yes=_wanted_polarity(reference, question, bool(new)),
+        yes=_wanted_polarity(said.strip(), question, bool(new)),
         korean=bool(re.search("[가-힣]", question)) if question else None,
     )
 

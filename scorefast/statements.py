@@ -57,7 +57,7 @@ BOUND = _cues(
 REFUSAL = _cues(
     r"""
 (?:can(?:not|'t| not)|could(?:n't| not)|unable to|do(?:n't| not)|won't)\s(?:\w+\s){0,3}?(?:answer|provide|know|help)
-(?:can(?:not|'t| not)|could(?:n't| not)|unable to|do(?:n't| not)|won't)\s(?:\w+\s){0,3}?(?:determine|find|assist|say|tell)
+(?:can(?:not|'t| not)|could(?:n't| not)|unable to|do(?:n't| not)|won't)\s(?:\w+\s){0,3}?(?:determine|assist|say|tell)
 no idea|not (?:sure|certain)
 """,
     r"""
@@ -71,7 +71,8 @@ no idea|not (?:sure|certain)
 _COURTESY = _cues(  # at the beginning of a sentence
     r"""
 (?:great|good|excellent|interesting) question|of course|thanks?|i hope|feel free|if you have|apologies|i apologi[sz]e
-let me (?:know|check|double\w*|verify|re|think|correct|see)|i(?: have|'ve)? made an? (?:mistake|error)|here(?:'s| is) (?:the|my)|you(?:'re| are) (?:absolutely |quite )?(?:right|correct)
+let me (?:know|check|double\w*|verify|re|think|correct|see)|i(?: have|'ve)? made an? (?:mistake|error)
+here(?:'s| is) (?:the|my)|you(?:'re| are) (?:absolutely |quite )?(?:right|correct)
 (?:so |thus )?my (?:previous|first|earlier|initial|original)\b.*\b(?:wrong|incorrect|mistake|mistaken|error|not)
 (?:so |thus )?my (?:previous|first|earlier|initial|original)\b[^,:]*\b(?:correct|right)$
 there (?:is|was) an? (?:error|mistake)
@@ -142,8 +143,12 @@ def commitment(reply: str, judging: bool) -> str:
     if final.marked and final.text.strip(" *_.\n") and (judging or not _JUDGEMENT.match(final.text)):
         text = final.text
     elif retractions := list(RETRACTED.finditer(reply)):
-        before, after = reply[: retractions[-1].start()], reply[retractions[-1].end() :]
-        text = after if (not judging or re.search(r"\w", before)) and re.search(r"\w\w", after) else reply
+        taken_back = retractions[-1]
+        after = reply[taken_back.end() :]
+        if taken_back.group()[-1] not in ",.!: ":  # `that is wrong, ...`: behind the clause
+            after = re.split(r"[.,!:?\n]", after.rstrip(" \n.,!:?*_"), maxsplit=1)[-1]
+        if re.search(r"\w\w", after) and (not judging or re.search(r"\w", reply[: taken_back.start()])):
+            text = after
     items = _BULLET.findall(text)
     return ", ".join(item.strip() for item in items) if len(items) > 1 else text
 

@@ -7,7 +7,7 @@
 4. Right: one clause states the key, and none offers another answer.
 5. Wrong: denied ("not K"), one of several ("K or W", "maybe K", "K. W."), refused, empty, another answer.
 6. A question for yes or no: by what the reply says of it.
-7. Unsure, which counts as wrong: everything else. It scores the share of the key's words that one clause has, times 0.7
+7. Unsure, which counts as wrong: everything else. It scores the share of the key's words that one clause has, times 0.5
    where unknown words stand beside them.
 """
 
@@ -48,7 +48,8 @@ from scorefast.vocabulary import (
 from scorefast.words import CLASSES, TITLES, Word, ends_as_verb, normal, words
 
 LOOKED_AT = 2_000  # of a longer text only so many last characters count
-_UNSURE, _BESIDE = 0.99, 0.7
+_UNSURE, _BESIDE = 0.99, 0.5
+_EDGES = " \n.*_\"'"
 
 # --- brackets ----------------------------------------------------------------------------------------------------
 
@@ -196,23 +197,22 @@ def _weighed(clause: Clause, key: Key) -> Verdict:
     tail = [i for i in clause.unknown if i > end and not _closes_korean(i, clause) and not _is_title(i, clause)]
     if _are_of_question(inside, clause, key):
         inside = []
-    if inside and _is_listed(inside, clause, key):
-        return Verdict("another", words=clause.shown(inside[:1]))
-    if inside:
-        return Verdict("beside", 1.0, clause.shown(inside[:1]))
-    if tail and said[end + 1].text in JOINS - {","}:
-        return Verdict("another", words=clause.shown(tail[:1]))
-    if tail and not _is_detail(end, clause, key):
-        return Verdict("beside", 1.0, clause.shown(tail), tail=said[end + 1].text != ",")
-    return Verdict("states", 1.0)
+    odd = inside or ([] if not tail or _is_detail(end, clause, key) else tail)
+    if not odd:
+        return Verdict("states", 1.0)
+    rival, tail_only = _is_rival(odd, end, clause, key), not inside and said[end + 1].text not in JOINS
+    return Verdict("another" if rival else "beside", 0.0 if rival else 1.0, clause.shown(odd[:3]), tail_only)
 
 
-def _is_listed(inside: list[int], clause: Clause, key: Key) -> bool:
-    """Whether unknown words are a second answer: listed with the key, or a number where the key has one."""
-    if key.numeric and any(clause.words[i].numeric for i in inside):
+def _is_rival(odd: list[int], end: int, clause: Clause, key: Key) -> bool:
+    """Whether unknown words are a second answer: a name or a number where the key is one, or listed with the key."""
+    said = clause.words
+    if any((key.numeric and said[i].numeric) or (key.named and said[i].name) for i in odd):
         return True
-    low, high = sorted((inside[-1], clause.at[0]))
-    return any(word.text in JOINS for word in clause.words[low:high])
+    if odd[0] > end:
+        return said[end + 1].text in JOINS and (said[end + 1].text != "," or not key.knows(said[end + 2]))
+    low, high = sorted((odd[-1], clause.at[0]))
+    return any(word.text in JOINS for word in said[low:high])
 
 
 def _is_title(i: int, clause: Clause) -> bool:
@@ -294,7 +294,8 @@ def _adds(part: list[Word], told: bool, key: Key) -> bool:
         then = next((word for word in part[1:] if word.text not in ARTICLES), part[0])
         return key.knows(then)
     if begins in RELATIVES:  # `which is shorter than the Severn`, not `which is Lyon`
-        return len(part) > 1 and (part[1].text not in COPULAS or (len(part) > 3 and not part[2].name))
+        said = [word for word in part[2:] if word.text not in ARTICLES]
+        return part[1:] != [] and (part[1].text not in COPULAS or any(map(key.knows, said)))
     if begins in PREPOSITIONS:
         return told or any(word.numeric for word in part)
     return _WITH.match(text) is not None or (key.named and _APPOSITION.match(text) is not None)
@@ -305,10 +306,15 @@ def _adds(part: list[Word], told: bool, key: Key) -> bool:
 
 def grade_text(reply: str, reference: str, question: str | None = None) -> Grade:
     """Right, wrong or unsure, with the reason in a few words; the best over the readings of the reference."""
+    keys = keys_of(reference[-LOOKED_AT:], (question or "")[-LOOKED_AT:])
+    if not keys[0].words:  # signs alone
+        same = reply.strip() == reference.strip()
+        return Grade(same, float(same), reply.strip()[:60], "the same signs" if same else "other signs")
     if not re.search(r"\w", reply):
         return Grade(False, 0.0, reason="empty")
-    keys = keys_of(reference[-LOOKED_AT:], (question or "")[-LOOKED_AT:])
     text = re.sub(r"[^\S\n]+", " ", commitment(reply, judging=keys[0].yes is not None)[-LOOKED_AT:])
+    if text.strip(_EDGES).casefold() == reference.strip(_EDGES).casefold():
+        return Grade(True, 1.0, keys[0].text, "equals the reference")
     return max((_graded(text, key) for key in keys), key=lambda grade: (grade.correct, grade.unsure, grade.score))
 
 
@@ -325,7 +331,7 @@ def _folded(verdicts: list[Verdict], key: Key) -> Grade:
     """One grade of all clauses."""
     first: dict[str, Verdict] = {}
     for verdict in verdicts:
-        more = verdict.kind == "beside" and verdict.tail and "states" in first  # about what was stated
+        more = verdict.tail and "states" in first  # about what was stated
         if not more:
             first.setdefault(verdict.kind, verdict)
     if denied := first.get("denied"):

@@ -9,29 +9,29 @@ def listed(text: str) -> frozenset[str]:
 
 # Words that state nothing by themselves: beside an answer they make no other answer.
 FUNCTION = """
-a an the this that these those such it its it's they them their there here he him his she her we us our you your i my me
-of in on at by to for from with within into onto upon during near across along among inside as than through over about and also too both all each every someone
-is are was were be been being am do does did done has have had having can would shall should must let not no never
-cannot don't doesn't didn't isn't aren't wasn't weren't can't won't so then thus hence therefore now today currently
-really just only simply very quite rather absolutely most more much many mostly mainly usually often generally commonly
-typically actually indeed certainly definitely well probably approximately around roughly exactly namely officially
-traditionally popularly famously widely which who whom whose what when where why how because if while again
-answer correct right sure note okay ok yes please final checking name
+or either maybe perhaps possibly a an the this that these those such it its it's they them their there here he him
+his she her we us our you your i my me of in on at by to for from with within into onto upon during near across
+along among inside as than through over about and also too both all each every someone is are was were be been being
+am do does did done has have had having can would shall should must let not no never cannot don't doesn't didn't
+isn't aren't wasn't weren't can't won't so then thus hence therefore now today currently really just only simply
+very quite rather absolutely most more much many mostly mainly usually often generally commonly typically actually
+indeed certainly definitely well probably approximately around roughly exactly namely officially traditionally
+popularly famously widely which who whom whose what when where why how because if while again answer correct right
+sure note okay ok yes please final checking name
 """
 NEUTRAL = """
-called known named considered referred located situated found stand stands stood lie lies belong belongs mean means will
-become becomes make makes made making use uses used using get gets got give gives gave given go goes went take takes
-took taken happen happens occur occurs contain contains produce produces create creates help helps allow need needs
-include exist cause causes begin begins end ends total equal equals own one ones thing things kind type sort sometimes
-example weigh weighs cost costs measure measures last lasts reach reaches run runs flow flows fairly pretty previous
-earlier initial think believe guess say said see know confident certain question check checked confirm conclusion fact
-further review careful consideration
-famous large largest big biggest great main major well-known modern beautiful year years old long high time place world
-way part person people man woman celsius
-그 그는 그가 그의 그것 이것 저것 그건 이건 것 것은 것이 것을 것으로 것입니다 것이다 거예요 거 수 수가 저 저는 제 제가 나 나는 내 내가 우리 우리나라 당신 여기 거기 이 그리고 그래서 따라서 그러므로
-즉 바로 또한 약 총 모두 가장 매년 주로 보통 대표 대표적 일반적 현재 오늘날 정답 답 질문 답변 확인 결과 결론 때문
-위해 위하여 통해 통하여 따라 의해 중 중에서 세계 사람 이름 정도 생각 물론 아마 아마도 알기로는 알기로 큰 많은 전통
-매우 아주 정말 겁 전체 각각 각 섭씨
+called known named considered referred located situated found stand stands stood lie lies belong belongs mean means
+will become becomes make makes made making use uses used using get gets got give gives gave given go goes went take
+takes took taken happen happens occur occurs contain contains produce produces create creates help helps allow need
+needs include exist cause causes begin begins end ends total equal equals own one ones thing things kind type sort
+sometimes example weigh weighs cost costs measure measures last lasts reach reaches run runs flow flows fairly
+pretty previous earlier initial think believe guess say said see know confident certain question check checked
+confirm conclusion fact further review careful consideration famous large largest big biggest great main major
+well-known modern beautiful year years old long high time place world way part person people man woman celsius
+그 그는 그가 그의 그것 이것 저것 그건 이건 것 것은 것이 것을 것으로 것입니다 것이다 거예요 거 수 수가 저 저는 제
+제가 나 나는 내 내가 우리 우리나라 당신 여기 거기 이 그리고 그래서 따라서 그러므로 즉 바로 또한 약 총 모두 가장 매년
+주로 보통 대표 대표적 일반적 현재 오늘날 정답 답 질문 답변 확인 결과 결론 때문 위해 위하여 통해 통하여 따라 의해 중
+중에서 세계 사람 이름 정도 생각 물론 아마 아마도 알기로는 알기로 큰 많은 전통 매우 아주 정말 겁 전체 각각 각 섭씨
 있~ 없는~ 이~ 되~ 하~ 알려지~ 알려~ 불리~ 부르~ 말하~ 뜻하~ 위치하~ 생각하~ 속하~ 유명하~ 가능하~ 보~ 여기~ 여겨지~
 나타내~ 의미하~ 맞~ 같~ 대표하~ 해당하~ 아시~ 아니~ 않~ 없~ 못하~
 """
@@ -144,8 +144,8 @@ PARTICLES = """
 은 는 이 가 을 를 의 에 에서 에게 께 께서 로 으로 와 과 랑 이랑 하고 도 만 까지 부터 처럼 보다 마다 조차 에는 에도
 에서는 에서도 에게는 으로는 로는 과의 와의 들 이라고 라고 이라고도 라고도 이라는 라는 이란 란 이라 라 이나 이자 며
 이며 고 이고 인 일 임 다 이다 입니다 이에요 예요 에요 이야 야 요 이요 죠 이죠 지요 이지요 네요 이네요 랍니다
-이랍니다 인데 인데요 였다 이었다 였습니다 이었습니다 였어요 이었어요 였죠 이었죠 이거든요 이라고요 이십니다 이세요 인가요 인가 인지
-이었나요 였나요 일까요 입니까 이지만
+이랍니다 인데 인데요 였다 이었다 였습니다 이었습니다 였어요 이었어요 였죠 이었죠 이거든요 이라고요 이십니다 이세요
+인가요 인가 인지 이었나요 였나요 일까요 입니까 이지만
 """
 # Endings of Korean verbs. A leading single consonant closes the syllable before it: 일어납니다, 일어난다, 만든, 했다.
 ENDINGS = """

@@ -1,8 +1,8 @@
 """The words of a text in a normal form: what makes two words the same word, in English and Korean. Imports no torch.
 
 `words` writes dates, times and numbers one way, then gives each word its forms. Two words are the same if they share a
-form: kilometres and km, wrote and written, theatre and theater, 일어납니다 and 일어난다. What looks like a Korean particle
-may belong to the noun (나이, 사과). So a stem of one syllable is a `weak` form, which equals only a whole word.
+form: kilometres and km, wrote and written, theatre and theater, 일어납니다 and 일어난다. What looks like a Korean
+particle may belong to the noun (나이, 사과). So a stem of one syllable is a `weak` form: it equals a whole word only.
 """
 
 from __future__ import annotations
@@ -74,14 +74,21 @@ _KOREAN = re.compile(
 _MYRIADS = re.compile(r"(?<![\d.])(?:\d[\d,]{0,15}(?:\.\d+)? ?[천백]?[조억만천백] ?){1,4}(?:\d{1,4}(?!\d))?")
 
 
+_SIGNS, _TAG = re.compile("[<>|→⇒]"), re.compile(r"</?[A-Za-z]{1,10}/?>")
+_ARROW = re.compile(r"(?<=\w) ?(?:[-=]?>|[|→⇒]) ?(?=[^\W\d])")
+
+
 def normal(text: str) -> str:
     """The text without markup and symbols, each date, time and number written one way."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).translate(_QUOTES)
     if text.isupper() and " " in text and len(text) > 20:
         text = text.lower()
-    text = re.sub(r"[*`\"<>~^|\\]|(?<!\w)[_']|[_'](?!\w)|(?<![A-Za-z])#", "", text)
-    text = re.sub(r"[^\w\s.,;:!?()%$°€₩/&'+#-]", " ", text)
+    if _SIGNS.search(text):
+        text = _TAG.sub("", text)
+        text = _ARROW.sub(", ", text)
+    text = re.sub(r"[*`\"~^|\\]|(?<!\w)[_']|[_'](?!\w)|(?<![A-Za-z])#", "", text)
+    text = re.sub(r"[^\w\s.,;:!?()%$°€₩/&'+#<>≤≥-]|[<>](?! ?-?\d)", " ", text)
     text = re.sub(r"°\s?([CF])\b", lambda m: " degrees Celsius" if m[1] == "C" else " degrees Fahrenheit", text)
     text = _numbers(text)
     if any(c.isdigit() for c in text):
@@ -308,7 +315,7 @@ def _english_word(text: str) -> Word:
         forms.add(re.sub(r"(?:ing|ed|ly|er|or|e)$", "", lemma) + "~")
     neutral = low in _FUNCTION or (text[0].islower() and not _NEUTRAL.isdisjoint((low, lemma)))
     if neutral and len(text) > 1 and text.isupper():  # WHO
-        return Word(text, frozenset({text, lemma.upper()}), name=True)
+        return Word(text, frozenset({text} if lemma == low else {text, lemma}), name=True)
     return Word(text, frozenset(forms), name=text[0].isupper(), neutral=neutral, sound=_latin_sound(low))
 
 
@@ -353,13 +360,14 @@ def _korean_word(text: str) -> Word:
 
 
 def _verbs(text: str) -> set[str]:
-    """Stems that a verb may have, with `~`: 일어나~ for 일어납니다 and 일어난다; none where a word ends as no verb does.
+    """Stems that a verb may have, with `~`: 일어나~ for 일어납니다 and 일어난다. None of a word that ends otherwise.
     The ㄹ of 만들다, which 만든 drops, and the 시 of respect are left out."""
     match = _ENDING.fullmatch(unicodedata.normalize("NFD", text))
     if not match:
         return set()
     stem = match[1].removesuffix("ᆯ")
-    stems = {stem} | {stem.removesuffix(short) + long for short, long in _CONTRACTED if stem.endswith(short)}
+    stems = {stem, unicodedata.normalize("NFD", text.removesuffix("요"))} if text.endswith("요") else {stem}
+    stems |= {stem.removesuffix(short) + long for short, long in _CONTRACTED if stem.endswith(short)}
     composed = {unicodedata.normalize("NFC", s) for s in stems}
     return {s.removesuffix("시") + "~" for s in composed if "가" <= s[-1] <= "힣" and s != "시"}
 

@@ -220,13 +220,13 @@ def test_a_text_nearer_to_the_reference_scores_higher():
     [
         *(("18", "numeric"), ("... = 18\n#### 18", "numeric"), ("It is $18.", "numeric"), ("18 cm", "numeric")),
         *((r"\boxed{18}", "numeric"), (r"\boxed{x^2}", "math"), ("x^2 + 1", "math"), ("(1, 2)", "math")),
-        *(("B", "choice"), ("(C)", "choice"), ("Paris", "exact"), ("May 1st", "exact"), ("서울", "exact")),
+        *(("B", "choice"), ("(C)", "choice"), ("Paris", "text"), ("May 1st", "text"), ("서울", "text")),
         *(
-            ("3/4/2020", "exact"),
-            ("12:30", "exact"),
-            ("Apollo 11", "exact"),
-            ("3 and 5", "exact"),
-            ("Article 5 of the constitution", "exact"),
+            ("3/4/2020", "text"),
+            ("12:30", "text"),
+            ("Apollo 11", "text"),
+            ("3 and 5", "text"),
+            ("Article 5 of the constitution", "text"),
         ),
     ],
 )
