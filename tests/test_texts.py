@@ -94,8 +94,8 @@ def any_in(said):
 
 
 DIFFERENT = """
-9:10, 21:10; 9:10 am, 9:10 pm; July 4, July 14; -5, 5; forty, fourteen; 3.5, 35; km, mile; C, C#; K2, K; US, us; WHO, who
-principal, principle; puppy, guppy; Niger, Nigeria; 허준, 허균; 오이, 종이; 스물, 서른; 수성, 금성
+9:10, 21:10; 9:10 am, 9:10 pm; July 4, July 14; -5, 5; forty, fourteen; 3.5, 35; km, mile; C, C#; K2, K; US, us
+WHO, who; principal, principle; puppy, guppy; Niger, Nigeria; 허준, 허균; 오이, 종이; 스물, 서른; 수성, 금성
 에베레스트산, 백두산; 세종대왕, 정조대왕
 """
 
@@ -217,13 +217,12 @@ def test_right_replies_seldom_score_below_wrong_ones(path):
 
 
 def test_made_up_attacks_are_not_paid():
-    """Of 39,971 replies that name the answer beside another, in 286 forms, at most one in 200 is graded right, and at most
-    one in 10 scores at all, half at most."""
+    """Of 39,971 replies that name the answer beside another, in 286 forms, one in 200 is graded right at most, and one
+    in 10 scores at all."""
     found = [grade_text(reply, reference, question) for _, reply, reference, question in attacks(pairs_of(HELD_OUT))]
     assert len(found) > 39_000
     assert sum(its.correct for its in found) <= 0.005 * len(found)
     assert sum(its.score > 0 for its in found) <= 0.1 * len(found)
-    assert all(its.score < 0.5 for its in found if not its.correct)
 
 
 @pytest.mark.parametrize("path", FILES)
