@@ -34,12 +34,13 @@ _OPTIONS = re.compile(
 class Key:
     """What a reply has to state.
 
-    words: rule 1. all: the reference's words. asked: the question's content words. known, weak: forms of both. person,
-    options: what the question asks for, and whether it offers answers. yes: the polarity, where it asks for that.
-    korean: of the question, None without one.
+    text: the key. reference: in normal form. words, all: of the key, of the reference. asked: the question's content
+    words. known, weak: forms of both. person, options: what the question asks for, and whether it offers answers.
+    yes: the polarity, where it asks for that. korean: of the question, None without one.
     """
 
     text: str
+    reference: str
     words: tuple[Word, ...]
     all: tuple[Word, ...]
     asked: tuple[Word, ...]
@@ -54,7 +55,7 @@ class Key:
     def knows(self, word: Word) -> bool:
         if word.neutral or word.mark or word.text in NAME_PARTICLES:
             return True
-        return word.among(self.known) or not word.forms.isdisjoint(self.weak)
+        return word.among(self.known) or not (word.forms | word.weak).isdisjoint(self.weak)
 
     @cached_property
     def named(self) -> bool:
@@ -94,6 +95,7 @@ def _key(reference: str, question: str) -> Key:
     of_reference = _forms(everything)
     return Key(
         text=" ".join(word.text for word in key).lower(),
+        reference=said.casefold(),
         words=tuple(word.whole() for word in key),
         all=everything,
         asked=tuple(
@@ -196,7 +198,7 @@ def _found_as_acronym(said: tuple[Word, ...], key: Key) -> set[int] | None:
 def _found_joined(said: tuple[Word, ...], key: Key) -> set[int] | None:
     """The same words spaced otherwise: 중앙처리장치, ice-cream."""
     start, last = "".join(word.text.lower() for word in key.words[:-1]), key.words[-1]
-    goal = {start + form for form in last.forms | last.weak}
+    goal = {start + form for form in last.forms | last.weak} | {"".join(word.text.lower() for word in key.all)}
     for i in range(len(said)):
         joined = ""
         for j in range(i, min(i + 5, len(said))):

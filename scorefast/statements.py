@@ -75,7 +75,7 @@ let me (?:know|check|double\w*|verify|re|think|correct|see)|i(?: have|'ve)? made
 here(?:'s| is) (?:the|my)|you(?:'re| are) (?:absolutely |quite )?(?:right|correct)
 (?:so |thus )?my (?:previous|first|earlier|initial|original)\b.*\b(?:wrong|incorrect|mistake|mistaken|error|not)
 (?:so |thus )?my (?:previous|first|earlier|initial|original)\b[^,:]*\b(?:correct|right)$
-there (?:is|was) an? (?:error|mistake)
+there (?:is|was|might be|may be|could be|seems to be) (?:an?|some) (?:error|mistake)s?
 """,
     r"""
 (?:certainly|sure)[!.,]?$|(?:i'm |i am )?sorry[^,]*$
@@ -100,17 +100,24 @@ I (?:first |initially |had |once |previously |at first )?(?:thought|said|answere
 )
 # What may follow a marker without being an answer: `my previous answer was wrong`.
 _JUDGEMENT = re.compile(
-    r"\W*(?:(?:in|partly |not )?correct|wrong|right|false|true|not|mistaken|unclear|as follows|here|below)\b", re.I
+    r"\W*(?:(?:(?:in|partly |not )?correct|wrong|right|false|true|not|mistaken|unclear|as follows|here|below)\b"
+    r"|틀렸|틀린|틀립|잘못|다음과|아래와|맞습니다)",
+    re.I,
 )
 
 # --- the build of a sentence -------------------------------------------------------------------------------------
 
 _END = re.compile(r"((?<=[\w)%'])\s*[.!。！]+(?=\s|$)|[.!。！…]{2,}|[?？]+|\n)")
-_CONTRASTS = [
+_BESIDE_THE_POINT = [  # contrasts, comparisons, asides
     re.compile(r"\bnot (?:only |just )?[^,.;]{1,60}?,? but (?:rather |actually |instead )?(?:also )?", re.I),
     re.compile(r"(?:,\s*|\b(?:and|but) )not (?!only)[^,.;]{1,60}(?:,|(?=\.|$))", re.I),
     re.compile(r",? ?\b(?:instead of|rather than|unlike|as opposed to) [^,.;]{1,60}(?:,|(?=\.|$))", re.I),
     re.compile(r"^.*? ?(?:아니라|아니고|아닌|말고|대신(?:에)?),? "),
+    re.compile(r"\S+보다 (?:더 |훨씬 )?(?:큰|작은|긴|짧은|높은|낮은|많은|적은|넓은|좁은|빠른|느린|유명한) "),
+    re.compile(r",\s(?:who|which|whose)(?: [^\s,]+){4,15}, "),
+    re.compile(r"\bif (?:I (?:remember|recall)(?: correctly)?|I(?: am|'m) not mistaken|memory serves),?", re.I),
+    re.compile(r"\b(?:as far as I know|to my knowledge|to the best of my knowledge|in my opinion),?", re.I),
+    re.compile(r"\bI(?:'ve| have)? (?:re|double)?-?(?:checked|viewed|considered|examined|verified)\b[^,.:;]*", re.I),
 ]
 _BUT = re.compile(r"(?<![Nn]othing )(?<![Aa]nything )\b(?:but|however|yet)\b,?")
 _BUT_KOREAN = re.compile(r"(?:지만|으나|는데|은데|인데|더라도|해도),?\s+")
@@ -120,8 +127,8 @@ _CONCESSION = re.compile(
     re.I,
 )
 _CIRCUMSTANCE = re.compile(
-    r"(?:in|on|at|after|before|during|since|when|because|by|from|for|as|with|under|until|through|upon|according to"
-    r"|botanically|technically|historically|geographically|scientifically|biologically|politically)\b",
+    r"(?:\d+ \w+ (?=after|before)|in|on|at|after|before|during|since|when|because|by|from|for|as|with|under|until"
+    r"|through|upon|according to|botanically|technically|historically|geographically|scientifically|politically)\b",
     re.I,
 )
 _CLAUSE = re.compile(
@@ -163,8 +170,8 @@ def sentences(text: str) -> list[str]:
 def clauses(sentence: str) -> list[str]:
     """The clauses of a sentence to which it commits. A circumstance at its beginning goes to its end."""
     sentence = sentence.strip()
-    for contrast in _CONTRASTS:
-        sentence = contrast.sub(" ", sentence)
+    for aside in _BESIDE_THE_POINT:
+        sentence = aside.sub(" ", sentence)
     sentence = _BUT.split(_BUT_KOREAN.split(sentence)[-1])[-1].strip()
     first, comma, rest = sentence.partition(",")
     if comma and _CONCESSION.match(first):

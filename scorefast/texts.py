@@ -154,12 +154,11 @@ def _judged(text: str, key: Key) -> Verdict:
     if not clause.at:
         offers = clause.words and not NEGATION.search(text) and _offers_another(clause, key)
         return Verdict("another" if offers else "nothing", share, clause.shown(clause.unknown))
-    reference = " ".join(word.text for word in key.all)
     if bool(NEGATION.search(text)) != key.negative:
         return Verdict("denied", words=text[:60].lower())
-    if ALTERNATIVE.search(text) and not ALTERNATIVE.search(reference):
+    if (alternative := ALTERNATIVE.search(text)) and alternative.group().casefold() not in key.reference:
         return Verdict("another", words=clause.shown(clause.unknown) or text[:60].lower())
-    if (bound := BOUND.search(text)) and not BOUND.search(reference):
+    if (bound := BOUND.search(text)) and bound.group().casefold() not in key.reference:
         return Verdict("beside", 1.0, bound.group().strip())
     return _weighed(clause, key)
 
@@ -176,7 +175,7 @@ def _offers_another(clause: Clause, key: Key) -> bool:
     if said[0].korean and said[0].text[-1] in "은는" and unknown[0] == 0 and any(said[i].numeric for i in unknown):
         return key.numeric  # `높이는 1,947m입니다` is about something else
     if ends_as_verb(said[-1]):
-        return len(unknown) <= 2 and not repeated and said[-1].neutral
+        return len(unknown) == 1 and not repeated and said[-1].neutral
     if said[0].text.lower() in PRONOUNS:  # `It is Rome`, not `It has many churches`
         at = unknown[0]
         while at > 1 and (said[at - 1].text.lower() in ARTICLES | {","} or said[at - 1].name):
@@ -267,6 +266,7 @@ def _closes_korean(i: int, clause: Clause) -> bool:
 
 # --- details -----------------------------------------------------------------------------------------------------
 
+_OBJECTS = ("it", "him", "her", "them", "this")
 _APPOSITION = re.compile(r"(?:a|an|the) (?:[a-z]+ ){1,4}(?:of|who|which|that|from|in|near|by)\b")  # a friend of Emerson
 _WITH = re.compile(r"with (?:an?|the|its|his|her|their|about|over|around|nearly|some|\d)\b", re.I)
 
@@ -286,6 +286,10 @@ def _is_detail(end: int, clause: Clause, key: Key) -> bool:
 
 def _adds(part: list[Word], told: bool, key: Key) -> bool:
     """told: the clause is a sentence about the question, and not the key alone."""
+    if len(part) > 1 and part[0].text in _OBJECTS:  # composed it in 1801
+        part = part[1:]
+    if len(part) > 2 and part[0].numeric:  # 4 years after
+        part = part[2:]
     begins = part[0].text if part[0].text.isupper() else part[0].text.lower()
     text = " ".join(word.text for word in part)
     if any(word.text in OF_OTHERS for word in part):
@@ -364,6 +368,7 @@ def _yes_or_no(said: list[str], key: Key) -> Grade:
 
 def _answer(text: str, key: Key) -> bool | None:
     """Whether a sentence says yes or no to the question; None where it says neither."""
+    text = re.split(r"(?<=아니라)|(?<=아니고)|,? but ", text)[0]  # not what it says instead
     said = words(text)
     content = [word for word in content_of(said) if polarity(word.text) is None]
     answer = polarity(text)
@@ -371,8 +376,12 @@ def _answer(text: str, key: Key) -> bool | None:
         about = len(content) <= 1 or any(word.among(key.known) for word in content) or CONCLUDES.search(text)
         return answer if about else None
     repeated = [i for i, word in enumerate(said) if any(asked == word for asked in key.asked)]
-    if not repeated or len({said[i].text for i in repeated}) < 0.6 * len(key.asked):
+    missing = [asked for asked in key.asked if asked not in said]
+    if not repeated or len(missing) > 0.4 * len(key.asked) or any(word.name for word in missing):
         return None
-    if any(not key.knows(word) for word in said[: repeated[-1]]):
+    after = said[repeated[-1] + 1 :]
+    if any(not key.knows(word) for word in said[: repeated[-1]]) or not (
+        all(map(key.knows, after)) or after[0].text in PREPOSITIONS | REASONS | RELATIVES | {","}
+    ):
         return None
     return bool(NEGATION.search(text)) == bool(NEGATION.search(" ".join(word.text for word in key.asked)))

@@ -66,10 +66,13 @@ _ENGLISH = re.compile(
     rf"\b(?:{_COUNT}|\d+(?:\.\d+)?(?= (?:{'|'.join(SCALES)})))(?:[ -]+(?:and )?(?:{_COUNT}))*\b", re.I
 )
 _DOZEN = re.compile(r"\b(?:(\d+)|a) dozen\b", re.I)
-_KOREAN = re.compile(
+_DIGIT = "[일이삼사오육칠팔구]"
+_COUNTED = "|".join(COUNTED.split())
+_BELOW_MYRIAD = f"(?:{_DIGIT}?천)?(?:{_DIGIT}?백)?(?:{_DIGIT}?십)?{_DIGIT}?"
+_KOREAN = re.compile(  # before a counter; but 이 사람 is this person
     rf"(?<![가-힣\d])(?:(?=[가-힣])(?P<tens>{'|'.join(NATIVE_TENS)})?(?P<ones>{_alternatives(NATIVE)})?"
-    rf"|(?P<sino>(?:[일이삼사오육칠팔구]?천)?(?:[일이삼사오육칠팔구]?백)?(?:[일이삼사오육칠팔구]?십)[일이삼사오육칠팔구]?|[삼사오육칠팔구백천]))"
-    rf"(?= ?(?:{'|'.join(COUNTED.split())}))"
+    rf"|(?![일이] ?(?:{_COUNTED}))(?=[가-힣])(?P<sino>(?:{_BELOW_MYRIAD}만 ?)?{_BELOW_MYRIAD}))"
+    rf"(?= ?(?:{_COUNTED}))"
 )
 _MYRIADS = re.compile(r"(?<![\d.])(?:\d[\d,]{0,15}(?:\.\d+)? ?[천백]?[조억만천백] ?){1,4}(?:\d{1,4}(?!\d))?")
 
@@ -153,16 +156,21 @@ def _english(match: re.Match[str]) -> str:
 def _korean(match: re.Match[str]) -> str:
     """스물네 (개): 24; 이백오십 (명): 250."""
     if match["sino"]:
-        total = digit = 0
-        for character in match["sino"]:
-            if (value := SINO[character]) < 10:
-                digit = value
-            else:
-                total, digit = total + (digit or 1) * value, 0
-        return str(total + digit)
+        above, myriad, below = match["sino"].rpartition("만")
+        return str((_sino(above) or 1) * 10_000 + _sino(below.strip()) if myriad else _sino(below))
     if not match.group():
         return ""
     return str(NATIVE_TENS.get(match["tens"], 0) + NATIVE.get(match["ones"], 0))
+
+
+def _sino(text: str) -> int:
+    total = digit = 0
+    for character in text:
+        if (value := SINO[character]) < 10:
+            digit = value
+        else:
+            total, digit = total + (digit or 1) * value, 0
+    return total + digit
 
 
 def _myriads(match: re.Match[str]) -> str:
@@ -362,10 +370,11 @@ def _korean_word(text: str) -> Word:
 def _verbs(text: str) -> set[str]:
     """Stems that a verb may have, with `~`: 일어나~ for 일어납니다 and 일어난다. None of a word that ends otherwise.
     The ㄹ of 만들다, which 만든 drops, and the 시 of respect are left out."""
-    match = _ENDING.fullmatch(unicodedata.normalize("NFD", text))
-    if not match:
+    spelled = unicodedata.normalize("NFD", text)
+    match = _ENDING.fullmatch(spelled)
+    if not match and not spelled.endswith(tuple(short for short, _ in _CONTRACTED)):
         return set()
-    stem = match[1].removesuffix("ᆯ")
+    stem = (match[1] if match else spelled).removesuffix("ᆯ")  # 이루어져 has no ending of its own
     stems = {stem, unicodedata.normalize("NFD", text.removesuffix("요"))} if text.endswith("요") else {stem}
     stems |= {stem.removesuffix(short) + long for short, long in _CONTRACTED if stem.endswith(short)}
     composed = {unicodedata.normalize("NFC", s) for s in stems}

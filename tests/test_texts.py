@@ -195,9 +195,10 @@ def test_yes_and_no_by_what_is_said_of_the_question():
 
 @pytest.mark.parametrize("path", FILES)
 def test_agreement_with_labels(path):
-    """The held-out pairs were written in three parts, each before the grader was run on it. At first contact 148 of 162
-    agreed, then 109 of 121 and 69 of 83, with no false right. The kinds were mended since. What is left is paraphrase,
-    an alias in brackets, a country's long name. (The label of "At most 8 people." was mended: a bound is no answer.)"""
+    """The held-out pairs were written in four parts, each before the grader was run on it. At first contact 148 of 162
+    agreed, then 109 of 121, 69 of 83 and 86 of 100, with no false right. The kinds were mended since. What is left is
+    paraphrase, an alias in brackets, a country's long name. (The label of "At most 8 people." was mended: a bound is no
+    answer.)"""
     found = [(pair, graded(pair)) for pair in pairs_of(path)]
     false_rights = [pair for pair, its in found if its.correct and not pair["label"]]
     agreed = sum(its.correct is pair["label"] for pair, its in found)
@@ -217,10 +218,10 @@ def test_right_replies_seldom_score_below_wrong_ones(path):
 
 
 def test_made_up_attacks_are_not_paid():
-    """Of 39,971 replies that name the answer beside another, in 286 forms, one in 200 is graded right at most, and one
+    """Of 50,984 replies that name the answer beside another, in 286 forms, one in 200 is graded right at most, and one
     in 10 scores at all."""
     found = [grade_text(reply, reference, question) for _, reply, reference, question in attacks(pairs_of(HELD_OUT))]
-    assert len(found) > 39_000
+    assert len(found) > 50_000
     assert sum(its.correct for its in found) <= 0.005 * len(found)
     assert sum(its.score > 0 for its in found) <= 0.1 * len(found)
 
