@@ -72,12 +72,21 @@ class Key:
 
 @lru_cache(maxsize=16_384)
 def keys_of(reference: str, question: str) -> tuple[Key, ...]:
-    """Of the reference without its brackets; of each bracket; of `A or B` also those of A and of B."""
-    readings = [re.sub(r"\([^()]*\)|\[[^\[\]]*\]", " ", reference), *re.findall(r"\(([^()]+)\)", reference)]
-    readings = [reading for reading in readings if re.search(r"\w", reading)] or [reference]
+    """Of the reference without its brackets; of a bracket that holds its acronym or its name in another script; of
+    `A or B` also those of A and of B."""
+    plain = re.sub(r"\([^()]*\)|\[[^\[\]]*\]", " ", reference)
+    readings = [plain if re.search(r"\w", plain) else reference]
+    for inside in re.findall(r"\(([^()]+)\)", reference):
+        if re.fullmatch("[A-Z]{2,6}", inside) or script_of(inside) not in ("", script_of(plain)):
+            readings.append(inside)
     if len(reference.split()) <= 6:
         readings += [part for part in re.split(r" or |또는|혹은", readings[0]) if part != readings[0]]
     return tuple(_key(reading, question) for reading in readings)
+
+
+def script_of(text: str) -> str:
+    letter = re.search("(?P<korean>[가-힣])|(?P<chinese>[一-鿿])", text)
+    return str(letter.lastgroup) if letter else "latin" if re.search("[A-Za-z]", text) else ""
 
 
 def _key(reference: str, question: str) -> Key:

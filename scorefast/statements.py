@@ -79,7 +79,7 @@ there (?:is|was|might be|may be|could be|seems to be) (?:an?|some) (?:error|mist
 """,
     r"""
 (?:certainly|sure)[!.,]?$|(?:i'm |i am )?sorry[^,]*$
-좋은 질문|질문(?:해|에|을)|더 궁금|궁금한|감사|죄송|도움이|언제든|다시 (?:확인|생각|검토)
+좋은 질문|질문(?:해|에|을)|더 궁금|궁금한|감사|죄송|도움이|언제든
 제 (?:이전|처음|앞선) .*(?:틀렸|잘못|오류)|[^,]*다시 (?:확인|생각|검토)[^,]*(?:보았|봤|했|하겠)습니다$
 """,
 )
@@ -90,7 +90,7 @@ _HEARSAY = _cues(
 (?:commonly|often|sometimes|wrongly|mistakenly|usually) (?:confused|mistaken|assumed|thought|believed|given|named|said)
 I (?:first |initially |had |once |previously |at first )?(?:thought|said|answered|guessed|wrote|believed|assumed)
 (?:you|one) (?:might|may|would|could) (?:think|say|guess|expect)|is (?:close|near|tempting)
-(?:common|popular) (?:mistake|misconception|belief|answer)
+(?:common|popular) (?:mistake|misconception|belief|answer)|(?:mistakes?|errors?) (?:in|with) (?:my|the|your)
 (?:my|your|the) (?:previous|first|earlier|initial) (?:answer|guess|reply)\b(?!.*(?<!in)correct)
 """,
     r"""

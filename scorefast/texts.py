@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scorefast.answers import Grade
-from scorefast.keys import Key, content_of, counters, found, keys_of
+from scorefast.keys import Key, content_of, counters, found, keys_of, script_of
 from scorefast.statements import (
     ALTERNATIVE,
     BOUND,
@@ -65,7 +65,7 @@ def _without_brackets(text: str, key: Key) -> str:
         out, done, inside = out + text[done : match.start()], match.end(), match[1]
         said, line = words(normal(inside)), out.rstrip().rpartition("\n")[2][-80:]
         before = line.split()[-7:]
-        if before and _script(line) != _script(inside) and found(said, key) is not None:
+        if before and script_of(inside) not in ("", script_of(line)) and found(said, key) is not None:
             unknown = [word for word in before if not all(map(key.knows, words(normal(word))))]
             out = (out[: out.rfind(unknown[0])] if unknown else out) + f" {inside}"
         elif said and (
@@ -85,7 +85,7 @@ def _is_candidate(said: tuple[Word, ...], inside: str, before: list[str], key: K
         return key.numeric
     if re.search(r"\d", inside):
         return key.numeric and not _is_conversion(before[-1:], inside)
-    return not before or _script(before[-1]) == _script(inside)
+    return not before or script_of(before[-1]) == script_of(inside)
 
 
 def _is_conversion(before: list[str], inside: str) -> bool:
@@ -94,11 +94,6 @@ def _is_conversion(before: list[str], inside: str) -> bool:
         {form for w in words(normal(text)) for form in w.forms if form in UNITS} for text in ("".join(before), inside)
     ]
     return all(units) and units[0] != units[1]
-
-
-def _script(text: str) -> str:
-    letter = re.search("(?P<korean>[가-힣])|(?P<chinese>[一-鿿])", text)
-    return str(letter.lastgroup) if letter else "latin"
 
 
 # --- judging a clause --------------------------------------------------------------------------------------------
@@ -190,8 +185,8 @@ def _offers_another(clause: Clause, key: Key) -> bool:
 def _weighed(clause: Clause, key: Key) -> Verdict:
     """Of a clause that has the key: whether the unknown words in it speak for another answer."""
     said, last = clause.words, clause.at[-1]
-    known = [i for i, w in enumerate(said) if not w.neutral and not w.mark and i not in clause.unknown]
-    end = max(last, known[-1]) if known else last
+    repeated = [i for i, word in enumerate(said) if i > last and any(asked == word for asked in key.asked)]
+    end = repeated[-1] if repeated else last
     inside = [i for i in clause.unknown if i < end and not _belongs_to_name(i, clause, key)]
     tail = [i for i in clause.unknown if i > end and not _closes_korean(i, clause) and not _is_title(i, clause)]
     if _are_of_question(inside, clause, key):
@@ -214,6 +209,9 @@ def _is_rival(odd: list[int], end: int, clause: Clause, key: Key) -> bool:
     return any(word.text in JOINS for word in said[low:high])
 
 
+_NATIONALITY = re.compile("(?:ish|an|ese|ch|ic)$")
+
+
 def _is_title(i: int, clause: Clause) -> bool:
     """President Washington, 이순신 장군."""
     return clause.words[i].among(TITLES) and (i - 1 in clause.at or i + 1 in clause.at)
@@ -227,6 +225,8 @@ def _belongs_to_name(i: int, clause: Clause, key: Key) -> bool:
     if word.among(CLASSES):  # the city of Paris; Homer is the author of ...
         between = said[i + 1 : first] if i < first else said[last + 1 : i]
         return all(w.text in ARTICLES | {"of", "is", "was", "called", "named"} or w.among(CLASSES) for w in between)
+    if word.name and _NATIONALITY.search(word.text) and said[i + 1].among(CLASSES):  # the Scottish scientist
+        return True
     if i > first or not key.person or len(key.words) > 1:
         return False
     if word.korean:  # 태조 이성계
@@ -298,7 +298,7 @@ def _adds(part: list[Word], told: bool, key: Key) -> bool:
         then = next((word for word in part[1:] if word.text not in ARTICLES), part[0])
         return key.knows(then)
     if begins in RELATIVES:  # `which is shorter than the Severn`, not `which is Lyon`
-        said = [word for word in part[2:] if word.text not in ARTICLES]
+        said = [word for word in part[2:] if word.text not in ARTICLES | NAME_PARTICLES]
         return part[1:] != [] and (part[1].text not in COPULAS or any(map(key.knows, said)))
     if begins in PREPOSITIONS:
         return told or any(word.numeric for word in part)
@@ -325,7 +325,7 @@ def grade_text(reply: str, reference: str, question: str | None = None) -> Grade
 def _graded(text: str, key: Key) -> Grade:
     said = sentences(normal(_without_brackets(text, key)))
     if not said:
-        return Grade(False, 0.0, text.strip(), "states nothing")
+        return Grade(False, 0.0, reason="states nothing")
     if key.yes is not None:
         return _yes_or_no(said, key)
     return _folded([_judged(clause, key) for sentence in said for clause in clauses(sentence)], key)

@@ -26,14 +26,15 @@ takes took taken happen happens occur occurs contain contains produce produces c
 needs include exist cause causes begin begins end ends total equal equals own one ones thing things kind type sort
 sometimes example weigh weighs cost costs measure measures last lasts reach reaches run runs flow flows fairly
 pretty previous earlier initial think believe guess say said see know confident certain question check checked
-confirm conclusion fact further review careful consideration famous large largest big biggest great main major
+confirm conclusion fact still further review careful consideration famous large largest big biggest great main major
 well-known modern beautiful year years old long high time place world way part person people man woman celsius
-그 그는 그가 그의 그것 이것 저것 그건 이건 것 것은 것이 것을 것으로 것입니다 것이다 거예요 거 수 수가 저 저는 제
-제가 나 나는 내 내가 우리 우리나라 당신 여기 거기 이 그리고 그래서 따라서 그러므로 즉 바로 또한 약 총 모두 가장 매년
-주로 보통 대표 대표적 일반적 현재 오늘날 정답 답 질문 답변 확인 결과 결론 때문 위해 위하여 통해 통하여 따라 의해 중
-중에서 세계 사람 이름 정도 생각 물론 아마 아마도 알기로는 알기로 큰 많은 전통 매우 아주 정말 겁 전체 각각 각 섭씨
+네 예 아니요 아니오 아뇨 다시 올바른 그 그는 그가 그의 그것 이것 저것 그건 이건 것 것은 것이 것을 것으로 것입니다
+것이다 거예요 거 수 수가 저 저는 제 제가 나 나는 내 내가 우리 우리나라 당신 여기 거기 이 그리고 그래서 따라서
+그러므로 즉 바로 또한 약 총 모두 가장 매년 주로 보통 대표 대표적 일반적 현재 오늘날 정답 답 질문 답변 확인 결과 결론
+때문 위해 위하여 통해 통하여 따라 의해 중 중에서 세계 사람 이름 정도 생각 물론 아마 아마도 알기로는 알기로 큰 많은
+전통 매우 아주 정말 겁 전체 각각 각 섭씨
 있~ 없는~ 이~ 되~ 하~ 알려지~ 알려~ 불리~ 부르~ 말하~ 뜻하~ 위치하~ 생각하~ 속하~ 유명하~ 가능하~ 보~ 여기~ 여겨지~
-나타내~ 의미하~ 맞~ 같~ 대표하~ 해당하~ 아시~ 아니~ 않~ 없~ 못하~
+나타내~ 의미하~ 확인하~ 검토하~ 맞~ 같~ 대표하~ 해당하~ 아시~ 아니~ 않~ 없~ 못하~
 """
 # What an answer may be called: `the city of Paris`, `the planet Mars`, `Homer is the author of it`.
 CLASSES = """

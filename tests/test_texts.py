@@ -148,6 +148,14 @@ def test_what_a_reply_commits_to(reply, left):
     assert [" ".join(text.split()).rstrip(".") for text in said] == left
 
 
+def test_a_bracket_of_the_reference_is_an_answer_only_as_another_name():
+    assert grade_text("WHO", "World Health Organization (WHO)", "Which body fights diseases?").correct
+    assert grade_text("해인사", "해인사(海印寺)", "팔만대장경이 있는 절은?").correct
+    for reply in ("a physicist", "1879"):
+        for reference in ("Albert Einstein (physicist)", "Albert Einstein (1879)"):
+            assert not grade_text(reply, reference, "Who found it?").correct
+
+
 CAPITAL = "What is the capital of France?"
 
 
