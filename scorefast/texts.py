@@ -199,8 +199,11 @@ def _weighed(clause: Clause, key: Key) -> Verdict:
 
 
 def _is_rival(odd: list[int], end: int, clause: Clause, key: Key) -> bool:
-    """Whether unknown words are a second answer: a name or a number where the key is one, or listed with the key."""
+    """Whether unknown words are a second answer: a name or a number where the key is one, listed with the key, or in a
+    clause that repeats nothing of the question."""
     said = clause.words
+    if key.asked and not any(asked == word for word in said for asked in key.asked):
+        return True
     if any((key.numeric and said[i].numeric) or (key.named and said[i].name) for i in odd):
         return True
     if odd[0] > end:

@@ -169,7 +169,7 @@ CAPITAL = "What is the capital of France?"
         ("Paris or Lyon", False, False, 'another candidate: "lyon"'),
         ("It is Lyon.", False, False, 'another candidate: "lyon"'),
         ("Paris lies above Lyon.", False, False, 'another candidate: "above lyon"'),
-        ("Paris lies above the sea.", False, True, 'unknown words beside it: "above sea"'),
+        ("Paris in France lies above the sea.", False, True, 'unknown words beside it: "above sea"'),
         ("The capital is Paris. Paris has the Eiffel Tower.", True, False, 'states "paris"'),
         ("It has many bridges.", False, True, 'does not state "paris"'),
         ("I don't know.", False, False, "refuses"),
@@ -227,11 +227,11 @@ def test_right_replies_seldom_score_below_wrong_ones(path):
 
 def test_made_up_attacks_are_not_paid():
     """Of 50,984 replies that name the answer beside another, in 286 forms, one in 200 is graded right at most, and one
-    in 10 scores at all."""
+    in 50 scores at all."""
     found = [grade_text(reply, reference, question) for _, reply, reference, question in attacks(pairs_of(HELD_OUT))]
     assert len(found) > 50_000
     assert sum(its.correct for its in found) <= 0.005 * len(found)
-    assert sum(its.score > 0 for its in found) <= 0.1 * len(found)
+    assert sum(its.score > 0 for its in found) <= 0.02 * len(found)
 
 
 @pytest.mark.parametrize("path", FILES)
@@ -261,7 +261,7 @@ def test_partial_credit_is_the_share_of_the_key_and_never_that_of_the_sentence()
     assert scores == pytest.approx([0.99 / 4, 0.99 / 2, 0.99 * 3 / 4])
     assert grade_text("Lyon", "The capital of France is Paris.", CAPITAL).score == 0
     assert grade_text("The capital of France is Lyon.", "The capital of France is Paris.", CAPITAL).score == 0
-    assert grade_text("Paris lies above the sea.", "Paris", CAPITAL).score == pytest.approx(0.99 / 2)
+    assert grade_text("Paris in France lies above the sea.", "Paris", CAPITAL).score == pytest.approx(0.99 / 2)
 
 
 TEXTS = st.text(st.sampled_from("Paris Lyon or not is, .!?()[]-/'\"*#가파리은는이다요 1942:%°\n"), max_size=80)
