@@ -445,16 +445,16 @@ def _equal(truth: str, answer: str) -> bool:
     return _WORKER.equal(truth, answer)
 
 
-def _without_question(graded: Callable[[str, str], Grade]) -> Callable[[str, str, str | None], Grade]:
+def _ignoring_question(graded: Callable[[str, str], Grade]) -> Callable[[str, str, str | None], Grade]:
     """A grader that has no use for the question."""
     return lambda reply, reference, question: graded(reply, reference)
 
 
 _GRADES: dict[Chosen, Callable[[str, str, str | None], Grade]] = {
     "text": grade_text,
-    "numeric": _without_question(_numeric),
-    "math": _without_question(_math),
-    "exact": _without_question(_exact),
-    "choice": _without_question(_choice),
-    "contains": _without_question(_contains),
+    "numeric": _ignoring_question(_numeric),
+    "math": _ignoring_question(_math),
+    "exact": _ignoring_question(_exact),
+    "choice": _ignoring_question(_choice),
+    "contains": _ignoring_question(_contains),
 }

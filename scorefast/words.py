@@ -75,10 +75,16 @@ _KOREAN = re.compile(  # before a counter; but 이 사람 is this person
     rf"(?= ?(?:{_COUNTED}))"
 )
 _MYRIADS = re.compile(r"(?<![\d.])(?:\d[\d,]{0,15}(?:\.\d+)? ?[천백]?[조억만천백] ?){1,4}(?:\d{1,4}(?!\d))?")
-
-
 _SIGNS, _TAG = re.compile("[<>|→⇒]"), re.compile(r"</?[A-Za-z]{1,10}/?>")
 _ARROW = re.compile(r"(?<=\w) ?(?:[-=]?>|[|→⇒]) ?(?=[^\W\d])")
+_QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "−": "-", "–": " - ", "—": " - ", "·": ",", "、": ","})
+# A particle behind a number or a Latin word; 도, 일 and 만 are also units.
+_ATTACHED = re.compile(
+    rf"(?<=[A-Za-z0-9%°])(?!(?:도|일|만|인)(?![가-힣]))(?:{_alternatives(PARTICLES.split())})(?![가-힣])"
+)
+# Initials and what follows them; but the end of a sentence in `It is vitamin C. It is in fruit`.
+_STARTERS = "It|The|This|That|These|He|She|They|We|You|In|But|So|No|Wait|And|A|An|There|What|Its|His|Her|I"
+_DOTTED = re.compile(rf"\b(?:[A-Z]\. ?)+(?! ?(?:{_STARTERS})\b)(?=(?P<name>[A-Z][a-z])?)")
 
 
 def normal(text: str) -> str:
@@ -107,17 +113,6 @@ def normal(text: str) -> str:
     text = _DOTTED.sub(_initials, text)
     text = re.sub(r"\b(Dr|Mr|Mrs|Ms|St|Jr|Sr|Mt|vs|approx|Prof)\.", r"\1", text)
     return re.sub(r"(?<=[^\W\d])-(?=[^\W\d])", "", text)
-
-
-_QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "−": "-", "–": " - ", "—": " - ", "·": ",", "、": ","})
-
-
-# Initials and what follows them; but the end of a sentence in `It is vitamin C. It is in fruit`.
-_STARTERS = "It|The|This|That|These|He|She|They|We|You|In|But|So|No|Wait|And|A|An|There|What|Its|His|Her|I"
-_ATTACHED = re.compile(
-    rf"(?<=[A-Za-z0-9%°])(?!(?:도|일|만|인)(?![가-힣]))(?:{_alternatives(PARTICLES.split())})(?![가-힣])"
-)
-_DOTTED = re.compile(rf"\b(?:[A-Z]\. ?)+(?! ?(?:{_STARTERS})\b)(?=(?P<name>[A-Z][a-z])?)")
 
 
 def _initials(match: re.Match[str]) -> str:
