@@ -21,6 +21,21 @@ from scorefast.prompts import THOUGHTS
 
 LONGEST = 20_000  # of a longer text only so many last characters are looked at, so that no reply takes long
 
+
+@dataclass(frozen=True)
+class Grade:
+    """correct: counted as right. score in [0, 1]: how near, 1 exactly when correct. answer: what was graded.
+
+    reason: why, in a few words (`grade --explain`). unsure: the rules cannot tell, and so count the reply as wrong.
+    """
+
+    correct: bool
+    score: float
+    answer: str = ""
+    reason: str = ""
+    unsure: bool = False
+
+
 # --- thoughts --------------------------------------------------------------------------------------------------
 
 # Harmony without its special tokens: `analysis3*5=15assistantfinalThe answer is 15`.

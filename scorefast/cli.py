@@ -207,7 +207,7 @@ def grade(
         str, typer.Argument(help="JSONL of objects with answer, reference and, if known, label; - is stdin.")
     ],
     grader: Annotated[
-        str, typer.Option("--grader", help="auto, numeric, math, exact, choice or contains, where a line names none.")
+        str, typer.Option("--grader", help=f"{', '.join(get_args(GraderName))}, where a line names none.")
     ] = "auto",
     quiet: QuietOption = False,
 ) -> None:
