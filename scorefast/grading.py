@@ -21,11 +21,12 @@ from scorefast.numbers import Number, parse_number
 from scorefast.recipe import GraderName, UserError
 from scorefast.sources import line_text, stdin_text
 from scorefast.stated import ends_on_number, final_number, number_or_why, reference_number
-from scorefast.texts import grade_text
+from scorefast.texts import grade_text, other_unit
 
 Chosen = Literal["text", "numeric", "math", "exact", "choice", "contains"]  # every GraderName but auto
 GRADERS: tuple[Chosen, ...] = get_args(Chosen)
 
+SHORT = 300  # characters of a reply that `auto` may read as a text where the reference is a number
 _BELOW_ONE = 1 - 1e-9  # the most a wrong answer scores
 _EDGES = " .,;:!?*_`\"'()[]{}<>«»“”‘’「」『』。、…~"  # markup and punctuation around a word; no sign, %, $, #
 
@@ -44,7 +45,8 @@ def grade(reply: str, reference: str, grader: GraderName = "auto", question: str
     choice: the one letter A to E (or ① to ⑤; to J where the reference is one) the reply commits to; of `A. Wait, no,
       B.` the last.
     contains: the reference stands as a word in the marked answer or the last line, neither denied nor among others.
-    auto: `auto_grader` of this one reference; a formula given for a number is compared as math does.
+    auto: `auto_grader` of this one reference. For a number it also takes an equal formula, as math does, or a short
+      text that states the number in words, as text does; and not the same number of another unit.
 
     A thought before the answer (`without_thoughts`) does not count; one that never closes leaves no answer. A sentence
     of `question` that the reply repeats is not part of its answer. Score of a wrong text: of `text` the share of the
@@ -59,9 +61,21 @@ def grade(reply: str, reference: str, grader: GraderName = "auto", question: str
     if question and chosen != "choice":  # there an option is named in the question's own words
         said = without_question(said, question)
     found = _GRADES[chosen](said, right, question)
-    if grader == "auto" and found.reason in ("no number", "part of a formula") and is_formula(expression(said)):
-        return _math(said, right)  # `\\binom{6}{2}` for 15
-    return found
+    return _with_words(found, said, right, question) if grader == "auto" and chosen == "numeric" else found
+
+
+def _with_words(found: Grade, reply: str, reference: str, question: str | None) -> Grade:
+    """What `auto` makes of a numeric grade: other units are wrong; a formula may be equal, and a short text may state
+    the number in words, as a time, or with a conversion in brackets."""
+    if found.correct:
+        other = other_unit(reply, reference)
+        return Grade(False, 0.0, found.answer, f"another unit: {other}") if other else found
+    if found.reason in ("no number", "part of a formula") and is_formula(expression(reply)):
+        return _math(reply, reference)  # `\\binom{6}{2}` for 15
+    if len(reply) > SHORT or not found.reason.startswith(("no number", "reads ", "a sum left undone")):
+        return found
+    by_text = grade_text(reply, reference, question)
+    return by_text if by_text.correct else found
 
 
 @remembered
@@ -105,7 +119,7 @@ def unusable_reference(reference: str, grader: GraderName) -> str | None:
 
 
 def grade_lines(file: str, grader: GraderName) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, object) of a JSONL file, `-` for stdin, each with `correct` and `score` added.
+    """(line, object) of a JSONL file, `-` for stdin, each with `correct`, `score`, `reason` and `unsure` added.
 
     An object has `answer`, `reference` and, where known, `label` (true or false), `grader`, `question`. Raises
     UserError naming file and line.
@@ -140,7 +154,8 @@ def _graded_line(where: str, line: str, grader: GraderName) -> dict[str, Any]:
         raise UserError(f"{where}: 'grader' is {row['grader']!r}; expected one of {', '.join(get_args(GraderName))}")
     question = None if row.get("question") is None else str(row["question"])
     found = grade(str(row["answer"]), str(row["reference"]), row.get("grader") or grader, question)
-    return row | {"correct": found.correct, "score": round(found.score, 6)}
+    added = {"correct": found.correct, "score": round(found.score, 6), "reason": found.reason, "unsure": found.unsure}
+    return row | added
 
 
 # --- numeric -----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from scorefast.answers import Grade, unlatexed
@@ -324,6 +325,29 @@ def grade_text(reply: str, reference: str, question: str | None = None) -> Grade
     if text.strip(_EDGES).casefold() == reference.strip(_EDGES).casefold():
         return Grade(True, 1.0, keys[0].text, "equals the reference")
     return max((_graded(text, key) for key in keys), key=lambda grade: (grade.correct, grade.unsure, grade.score))
+
+
+def other_unit(reply: str, reference: str) -> str:
+    """The unit that a reply gives the reference's number instead of the reference's own; empty where it does not."""
+    if not _UNIT_BEHIND.search(reference):
+        return ""
+    own, said = _units(reference[-LOOKED_AT:]), _units(commitment(reply, judging=False)[-LOOKED_AT:])
+    others = [
+        said[number] - units for number, units in own.items() if units and units.isdisjoint(said.get(number, units))
+    ]
+    return min(others[0]) if others else ""
+
+
+_UNIT_BEHIND = re.compile(r"\d\s?[A-Za-z가-힣°]")
+
+
+def _units(text: str) -> dict[str, set[str]]:
+    """Of each number of a text, the units behind it that are known."""
+    found: dict[str, set[str]] = {}
+    for number, unit in pairwise(words(normal(text))):
+        if number.numeric:
+            found.setdefault(number.text, set()).update(form for form in unit.forms if form in UNITS)
+    return {number: units for number, units in found.items() if units}
 
 
 def _graded(text: str, key: Key) -> Grade:

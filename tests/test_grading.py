@@ -267,7 +267,10 @@ def test_a_text_nearer_to_the_reference_scores_higher():
         *(("18", "18.0", "numeric", "18 = 18"), ("12", "18", "numeric", "reads 12, not 18")),
         *(("eighteen", "18", "numeric", "no number"), ("18 or 20", "18", "numeric", "several candidates")),
         *(("Is it 18?", "18", "numeric", "asked, not stated"), ("9 + 9", "18", "numeric", "a sum left undone")),
-        *((r"4\pi", "4", "numeric", "part of a formula"), ("more than 4", "4", "numeric", "denied, or only a bound")),
+        *(
+            (r"4\pi", "4", "numeric", "part of a formula"),
+            ("more than 4", "4", "numeric", "denied, supposed, or only a bound"),
+        ),
         *(("4", r"4\pi", "numeric", "the reference is not one number"), ("x+1", "1+x", "math", "equal as mathematics")),
         *(("x", "y", "math", "not equal as mathematics"), ("", "x", "math", "no formula")),
         *(("C", "B", "choice", "reads C, not B"), ("A or B", "B", "choice", "no one letter")),
@@ -753,9 +756,37 @@ def test_the_command_adds_verdicts_and_shows_agreement(tmp_path):
     assert done.returncode == 0, done.stderr
     out = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["correct"] for row in out] == [True, False, False, True]
-    assert [{k: v for k, v in row.items() if k not in ("correct", "score")} for row in out] == rows
+    added = {"correct", "score", "reason", "unsure"}
+    assert [{k: v for k, v in row.items() if k not in added} for row in out] == rows
+    assert [row["reason"] for row in out][:2] == ["18 = 18", "several candidates"]
     assert "agreement 66.7 [20.8, 93.9] %" in done.stderr
     assert "line 3: labelled right: '18 or 20' for '18'" in done.stderr
+    assert "line 3: wrong: several candidates" not in done.stderr
+    explained = scorefast("grade", "f.jsonl", "--explain", cwd=tmp_path)
+    assert explained.stdout == done.stdout
+    for line in ("line 1: right: 18 = 18: 'It is 18.' for '#### 18'", "line 3: wrong: several candidates: '18 or 20'"):
+        assert line in explained.stderr
+
+
+@pytest.mark.parametrize(
+    ("reply", "reference", "reason"),
+    [
+        ("Three dozen eggs is thirty-six eggs.", "36 eggs", 'states "36 egg'),
+        ("오후 1시예요.", "13시", 'states "time:13'),
+        ("8,849 meters (29,032 feet)", "8,849 m", 'states "8849 m'),
+        ("10 kilometers", "10 miles", "another unit: km"),
+        ("10 miles", "10 miles", "10 = 10"),
+        ("10", "10 miles", "10 = 10"),
+        ("Maybe 36.", "36", "denied, supposed, or only a bound"),
+        ("It is 35, often confused with 36.", "36", "reads 35, not 36"),
+        ("36 is a common mistake.", "36", "denied, supposed, or only a bound"),
+        ("18, maybe 36", "36", "several candidates"),
+    ],
+)
+def test_auto_reads_a_short_text_for_a_number_and_its_unit(reply, reference, reason):
+    found = grade(reply, reference, "auto")
+    assert found.reason.startswith(reason)
+    assert found.correct == (" = " in reason or reason.startswith("states"))
 
 
 @pytest.mark.parametrize(
