@@ -179,10 +179,16 @@ def _initial(wanted: Word, said: tuple[Word, ...], at: dict[int, int]) -> int | 
     return None
 
 
+def _ends_a_name(word: Word, key: Key) -> bool:
+    """Whether no other name follows a word of the reference."""
+    after = key.all[key.all.index(word) + 1 :] if word in key.all else ()
+    return not after or not after[0].name
+
+
 def _found_as_surname(said: tuple[Word, ...], key: Key, at: dict[int, int]) -> set[int] | None:
     """A person's surname alone: no unknown name before it."""
     last = len(key.words) - 1
-    if not (key.person and last and last in at) or key.options or key.words[last].text != key.all[-1].text:
+    if not (key.person and last and last in at) or key.options or not _ends_a_name(key.words[last], key):
         return None
     if not all(word.name or word.korean or word.text in NAME_PARTICLES for word in key.words):
         return None

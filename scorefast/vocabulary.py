@@ -67,9 +67,14 @@ sell sold; buy bought; catch caught; draw drew drawn; fly flew flown; rise rose 
 wear wore worn; drive drove driven; break broke broken; choose chose chosen; lose lost; run ran; see saw seen
 teach taught; tell told; go went gone; come came; meet met; pay paid; sleep slept; keep kept; leave left; send sent
 spend spent; swim swam swum; shine shone; shoot shot; bear bore born borne; sink sank sunk; fight fought
+die died dying; hear heard; stand stood; throw threw thrown; hang hung; steal stole stolen; strike struck
+bite bit bitten
+blow blew blown; hide hid hidden; ride rode ridden; ring rang rung; feed fed; dig dug; spin spun; bring brought
+wake woke woken; shake shook shaken; tear tore torn; forget forgot forgotten; lay laid; lend lent; seek sought
+bind bound
 find found; make made; think thought; discover discovery; invent invention; man men; woman women; child children
 tooth teeth; goose geese; mouse mice; leaf leaves; wolf wolves; knife knives; aluminium aluminum; grey gray
-autumn fall; movie film; sulphur sulfur; tyre tire; plough plow; doughnut donut; yoghurt yogurt; kerb curb
+autumn fall fell fallen; movie film; sulphur sulfur; tyre tire; plough plow; doughnut donut; yoghurt yogurt; kerb curb
 usa US america; uk britain; mom mum; tv television; plane airplane aeroplane; bike bicycle; phone telephone
 fridge refrigerator; vet veterinarian; lab laboratory; hippo hippopotamus; rhino rhinoceros; gym gymnasium
 ad advertisement; car automobile; photo photograph; maths math mathematics; jr junior; sr senior; st saint

@@ -320,6 +320,8 @@ def _english_word(text: str) -> Word:
     forms = {lemma, _UNIT_OF.get(lemma, lemma), _ORDINAL_OF.get(lemma, lemma)}
     if text[0].islower() and len(low) > 4:
         forms.add(re.sub(r"(?:ing|ed|ly|er|or|e)$", "", lemma) + "~")
+    if text[0].islower() and len(low) > 2:  # end, ended, ending
+        forms.add(re.sub(r"(?<=\w\w\w)(?:ing|ed)$|(?<=\w\w)e$", "", lemma) + "^")
     neutral = low in _FUNCTION or (text[0].islower() and not _NEUTRAL.isdisjoint((low, lemma)))
     if neutral and len(text) > 1 and text.isupper():  # WHO
         return Word(text, frozenset({text} if lemma == low else {text, lemma}), name=True)
@@ -329,7 +331,7 @@ def _english_word(text: str) -> Word:
 def _singular(low: str) -> str:
     if re.search(r"\w\wies$", low):
         return low[:-3] + "y"
-    if re.search(r"(?:s|x|ch|sh)es$", low):
+    if re.search(r"(?:ss|[b-df-hj-np-tv-z]us|x|ch|sh)es$", low):  # buses, not houses or rises
         return low[:-2]
     return low[:-1] if re.search(r"\w\w[^sui']s$", low) else low
 

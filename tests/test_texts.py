@@ -24,6 +24,7 @@ from tests.text_attacks import attacks, type_of
 
 GIVEN = REPOSITORY.parent / "shared" / "cases" / "text_pairs.jsonl"
 HELD_OUT = REPOSITORY / "tests" / "text_pairs_held_out.jsonl"
+UNTOUCHED = REPOSITORY / "tests" / "text_pairs_untouched.jsonl"
 FILES = [
     HELD_OUT,
     pytest.param(
@@ -211,6 +212,52 @@ def test_agreement_with_labels(path):
     agreed = sum(its.correct is pair["label"] for pair, its in found)
     assert false_rights == []
     assert agreed >= 0.98 * len(found)
+
+
+@pytest.mark.parametrize(
+    ("question", "reference", "reply"),
+    [
+        ("When did the war end?", "It ended in 1945.", "1945"),
+        ("When did the Titanic sink?", "The Titanic sank in 1912.", "1912"),
+        ("When did the Berlin Wall fall?", "The Berlin Wall fell in 1989.", "1989"),
+        ("When did Princess Diana die?", "Princess Diana died in 1997.", "1997"),
+        ("When did he win?", "He won in 1990", "1990"),
+        ("Who invented the light bulb?", "Thomas Edison invented the light bulb.", "Edison"),
+        ("Who discovered penicillin?", "Penicillin was discovered by Alexander Fleming.", "Alexander Fleming"),
+        ("When did the USA become independent?", "The USA became independent in 1776.", "1776"),
+        ("When does school begin?", "School begins at 8.", "at 8"),
+        ("When did the Wright brothers first fly?", "The Wright brothers first flew in 1903.", "1903"),
+        ("Who built the Eiffel Tower?", "The Eiffel Tower was built by Gustave Eiffel.", "Gustave Eiffel"),
+        ("What do bees make?", "Bees make honey.", "honey"),
+        ("What do cows eat?", "Cows eat grass.", "grass"),
+        ("Where does the sun rise?", "The sun rises in the east.", "in the east"),
+        ("When did Columbus reach America?", "Columbus reached America in 1492.", "1492"),
+        ("Which planet is called the red planet?", "Mars is called the red planet.", "Mars"),
+        (
+            "Who was the first person to walk on the moon?",
+            "The first man on the moon was Neil Armstrong.",
+            "Neil Armstrong",
+        ),
+        ("한글은 언제 만들어졌나요?", "한글은 1443년에 만들어졌습니다.", "1443년"),
+        ("거북선은 누가 만들었나요?", "거북선을 만든 사람은 이순신입니다.", "이순신"),
+        ("3·1 운동은 언제 일어났나요?", "3·1 운동은 1919년에 일어났다.", "1919년"),
+        ("전구는 누가 발명했나요?", "전구를 발명한 사람은 에디슨이다.", "에디슨"),
+        ("물은 몇 도에서 끓나요?", "물은 100도에서 끓습니다.", "100도"),
+        ("해는 어느 쪽에서 뜨나요?", "해는 동쪽에서 뜹니다.", "동쪽"),
+        ("벌은 무엇을 만드나요?", "벌은 꿀을 만듭니다.", "꿀"),
+    ],
+)
+def test_a_verb_of_the_question_is_no_part_of_the_key(question, reference, reply):
+    """The reference has it in another form (end, ended; fall, fell), or behind the name that is asked for."""
+    assert grade(reply, reference, "text", question).correct
+
+
+def test_pairs_after_which_nothing_was_mended():
+    """A fifth part, of questions as a first user has them: 54 of 59 agreed when it was run, without a false right."""
+    found = [(pair, grade(pair["answer"], pair["reference"], "auto", pair["question"])) for pair in pairs_of(UNTOUCHED)]
+    assert not any(its.correct and not pair["label"] for pair, its in found)
+    assert len(found) == 59
+    assert sum(its.correct is pair["label"] for pair, its in found) >= 54
 
 
 @pytest.mark.parametrize("path", FILES)
