@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any, Literal, cast, get_args
 
-from scorefast.answers import LONGEST, Grade, final_answer, last_line, remembered, unlatexed, without_thoughts
+from scorefast.answers import LONGEST, Grade, final_answer, last_line, remembered, unlatexed
 from scorefast.data import normalized
 from scorefast.formulas import equal, expression, in_words, is_formula, is_more_than_a_number
 from scorefast.letters import LETTER_ALONE, chosen_letter, reference_letter
@@ -22,6 +22,7 @@ from scorefast.recipe import GraderName, UserError
 from scorefast.sources import line_text, stdin_text
 from scorefast.stated import ends_on_number, final_number, number_or_why, reference_number
 from scorefast.texts import grade_text, other_unit
+from scorefast.thoughts import without_thoughts
 
 Chosen = Literal["text", "numeric", "math", "exact", "choice", "contains"]  # every GraderName but auto
 GRADERS: tuple[Chosen, ...] = get_args(Chosen)

@@ -14,11 +14,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from scorefast import formulas
-from scorefast.answers import THOUGHTS, without_thoughts
 from scorefast.grading import GRADERS, auto_grader, grade, unusable_reference, without_question
 from scorefast.math_worker import MathWorker
 from scorefast.numbers import parse_number
 from scorefast.stated import final_number
+from scorefast.thoughts import THOUGHTS, split_thoughts, without_thoughts
 from tests.conftest import REPOSITORY, scorefast
 
 GSM8K = REPOSITORY.parent / "shared" / "data" / "gsm8k"
@@ -292,7 +292,7 @@ def test_a_grade_says_why(reply, reference, grader, reason):
     [
         *(
             ("<think>a</think>15", "15"),
-            ("a</think>\n15", "\n15"),
+            ("a</think>\n15", "15"),
             ("[THINK]a[/THINK]15", "15"),
             ("<THINK>a</THINK>15", "15"),
         ),
@@ -301,7 +301,7 @@ def test_a_grade_says_why(reply, reference, grader, reason):
         ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>15<|return|>", "15"),
         *(("<|channel|>analysis<|message|>15", None), ("analysisWe add.assistantfinal15", "15")),
         *(
-            ("analysis 3*5=15 final The answer is 15", " The answer is 15"),
+            ("analysis 3*5=15 final The answer is 15", "The answer is 15"),
             ("analysis of the final act", "analysis of the final act"),
         ),
     ],
@@ -311,7 +311,7 @@ def test_what_follows_the_thoughts_counts(text, rest):
 
 
 def test_tags_of_thoughts_may_be_chosen():
-    assert without_thoughts("{{a}}15<think>", [("{{", "}}")]) == "15<think>"
+    assert split_thoughts("{{a}}15<think>", (("{{", "}}"),)) == ("a", "15<think>")
 
 
 @pytest.mark.parametrize(

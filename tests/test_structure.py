@@ -14,6 +14,7 @@ ORDER = [
     "untrusted",
     "surroundings",
     "durable",
+    "thoughts",
     "prompts",
     "recipe",
     "sources",
