@@ -81,7 +81,8 @@ RETRACTED = re.compile(
     re.IGNORECASE,
 )
 _NEGATED_MARKER = re.compile(
-    r"(?:n't|\bnot|\bnever|\bdoubt|\bfalse|\bwrong|\bincorrect)\b[^.,!?]{0,30}\Z", re.IGNORECASE
+    r"(?:n't|\bnot|\bnever|\bdoubt|\bfalse|\bwrong|\bincorrect|\btrap|\bfake)\b[^.,!?]{0,30}\Z|(?:틀린|잘못된|오)\s?\Z",
+    re.IGNORECASE,
 )
 DENIED_AFTER = re.compile(
     r"\W*(?:(?:is|are|was)\s+(?:not|wrong|incorrect|false)|isn't|번?[은는이가]?\s?(?:아니|아닙|틀))"

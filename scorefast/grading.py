@@ -23,6 +23,7 @@ from scorefast.sources import line_text, stdin_text
 from scorefast.stated import ends_on_number, final_number, number_or_why, reference_number
 from scorefast.texts import grade_text, other_unit
 from scorefast.thoughts import without_thoughts
+from scorefast.words import in_digits
 
 Chosen = Literal["text", "numeric", "math", "exact", "choice", "contains"]  # every GraderName but auto
 GRADERS: tuple[Chosen, ...] = get_args(Chosen)
@@ -65,12 +66,19 @@ def grade(reply: str, reference: str, grader: GraderName = "auto", question: str
     return _with_words(found, said, right, question) if grader == "auto" and chosen == "numeric" else found
 
 
+_OR = re.compile(r"\b(?:or|either)\b|또는|혹은|아니면|이나|거나", re.IGNORECASE)
+
+
 def _with_words(found: Grade, reply: str, reference: str, question: str | None) -> Grade:
     """What `auto` makes of a numeric grade: other units are wrong; a formula may be equal, and a short text may state
     the number in words, as a time, or with a conversion in brackets."""
     if found.correct:
         other = other_unit(reply, reference)
-        return Grade(False, 0.0, found.answer, f"another unit: {other}") if other else found
+        if other:
+            return Grade(False, 0.0, found.answer, f"another unit: {other}")
+        if len(reply) <= SHORT and _OR.search(reply):
+            return _numeric(in_digits(reply), reference)  # `18 or nineteen`
+        return found
     if found.reason in ("no number", "part of a formula") and is_formula(expression(reply)):
         return _math(reply, reference)  # `\\binom{6}{2}` for 15
     if len(reply) > SHORT or not found.reason.startswith(("no number", "reads ", "a sum left undone")):

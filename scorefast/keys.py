@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from scorefast.statements import ASKS_WHAT, NEGATION, asks_whether, clauses, polarity
-from scorefast.vocabulary import COUNTERS, NAME_PARTICLES, PLACES
+from scorefast.vocabulary import ARTICLES, COUNTERS, JOINS, NAME_PARTICLES, PLACES
 from scorefast.words import TITLES, Word, normal, words
 
 _PERSON = re.compile(
@@ -27,6 +27,8 @@ _OPTIONS = re.compile(
     r"|([가-힣\w]{1,20}?)(?:과|와|,) ([가-힣\w]{1,20}) 중"
 )
 
+READINGS = 4  # brackets of a reference that may hold its other name
+
 # --- the key of a reference --------------------------------------------------------------------------------------
 
 
@@ -36,6 +38,7 @@ class Key:
 
     text: the key. reference: in normal form. words, all: of the key, of the reference. asked: the question's content
     words. known, weak: forms of both. person, options: what the question asks for, and whether it offers answers.
+    ordered: its words stand in a sentence with others between them, and so mean something else in another order.
     yes: the polarity, where it asks for that. korean: of the question, None without one.
     """
 
@@ -48,6 +51,7 @@ class Key:
     weak: frozenset[str]
     person: bool
     options: bool
+    ordered: bool
     negative: bool
     yes: bool | None
     korean: bool | None
@@ -76,12 +80,30 @@ def keys_of(reference: str, question: str) -> tuple[Key, ...]:
     `A or B` also those of A and of B."""
     plain = re.sub(r"\([^()]*\)|\[[^\[\]]*\]", " ", reference)
     readings = [plain if re.search(r"\w", plain) else reference]
-    for inside in re.findall(r"\(([^()]+)\)", reference):
+    for inside in re.findall(r"\(([^()]+)\)", reference)[:READINGS]:
         if re.fullmatch("[A-Z]{2,6}", inside) or script_of(inside) not in ("", script_of(plain)):
             readings.append(inside)
     if len(reference.split()) <= 6:
         readings += [part for part in re.split(r" or |또는|혹은", readings[0]) if part != readings[0]]
     return tuple(_key(reading, question) for reading in readings)
+
+
+def _is_ordered(key: list[Word], everything: tuple[Word, ...]) -> bool:
+    """`The earth goes around the sun`; not `red, yellow and blue` or `George Washington`."""
+    at = [everything.index(word) for word in key]
+    if len(at) < 2 or at != sorted(at):
+        return False
+    between = [word for i, word in enumerate(everything[at[0] : at[-1]], at[0]) if i not in at]
+    return any(
+        not word.mark and word.text.lower() not in ARTICLES | JOINS and not (word.name or word.korean)
+        for word in between
+    )
+
+
+def in_order(said: tuple[Word, ...], key: Key) -> bool:
+    """Whether the key's words stand in a clause in the order of the reference."""
+    rest = iter(said)
+    return all(any(wanted == word for word in rest) for wanted in key.words)
 
 
 def script_of(text: str) -> str:
@@ -114,6 +136,7 @@ def _key(reference: str, question: str) -> Key:
         weak=of_question[1] | of_reference[1],
         person=bool(_PERSON.search(question)),
         options=bool(options),
+        ordered=_is_ordered(key, everything),
         negative=bool(NEGATION.search(stating[0])),
         yes=_wanted_polarity(said.strip(), question, bool(new)),
         korean=bool(re.search("[가-힣]", question)) if question else None,

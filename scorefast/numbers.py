@@ -122,6 +122,11 @@ def ungrouped(text: str) -> str:
     return _SPACED_GROUPS.sub(_spaced, text) if _SPACED_GROUP.search(text) else text
 
 
+_BELOW_ZERO = re.compile(
+    r"(?:\b[Nn]egative\s+|(?:(?<=\bis )|(?<=\bto )|\A)[Mm]inus\s+|(?:영하|마이너스|음수)\s?)(?=[$\d])"
+)
+
+
 def plain(text: str) -> str:
     """Text with its numbers in ASCII: full-width digits, vulgar fractions, superscripts, LaTeX, calculator marks."""
     text = ungrouped(text)
@@ -136,8 +141,8 @@ def plain(text: str) -> str:
         text = re.sub(r"</?[A-Za-z]{1,10}>", "", text)
     if " cent" in text:
         text = _CENTS.sub(lambda m: f"{m[1]}.{m[3]:0>2} {m[2]}", text)
-    if "egative" in text:
-        text = re.sub(r"\b[Nn]egative\s+(?=[$\d])", "-", text)
+    if _BELOW_ZERO.search(text):
+        text = _BELOW_ZERO.sub("-", text)
     if ">" in text:
         text = re.sub(r"(?<=[\d)])\s*[-=]>", " =", text)  # 6 + 6 => 12
     if "\\" in text or "{" in text:

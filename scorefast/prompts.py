@@ -349,7 +349,20 @@ class ChatFormat:
 
     def first_turn(self, question: str) -> list[int]:
         """Ids of the question up to where the first attempt begins."""
-        return _ids(self._tokens(self._filled(self._alone, user=self.asked(question))))
+        return _ids(self._tokens(self._asking(self.asked(question))))
+
+    def _asking(self, text: str) -> list[Segment]:
+        """The first message as the template writes it: around what it says, and where a template reads that (for a
+        switch such as /no_think), as it comes out then."""
+        usual = self._filled(self._alone, user=text)
+        if "/" not in text:
+            return usual
+        written = self.template([text])
+        said = text.strip() if "user" in self._alone[1] else text
+        if written == "".join(segment.text for segment in usual) or written.count(said) != 1:
+            return usual
+        before, after = written.split(said)
+        return [Segment(before), Segment(said, data=True), Segment(after)]
 
     def next_turn(self, reply: list[int]) -> list[int]:
         """Ids that follow a reply as it was sampled, up to where the next attempt begins.

@@ -10,7 +10,8 @@ import difflib
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -319,7 +320,8 @@ def _is_text(key: str) -> bool:
         if field is None:
             return False
         model = field.annotation
-    return str in {get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in (model, *get_args(model))}
+    kinds = get_args(model) if get_origin(model) in (Union, UnionType) else (model,)
+    return str in {get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds}
 
 
 def known_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:

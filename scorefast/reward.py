@@ -56,11 +56,18 @@ def grade_example(reply: str, example: Example, grader: GraderName) -> Grade:
 
 
 def correctness_reward(
-    completions: Sequence[Any], correct_answer: Sequence[str], grader: GraderName = "auto", **_: Any
+    completions: Sequence[Any],
+    correct_answer: Sequence[str],
+    grader: GraderName | Sequence[GraderName] = "auto",
+    question: Sequence[str] | None = None,
+    **_: Any,
 ) -> list[float]:
     """1.0 for each correct completion, else 0.0, in TRL's signature: for use in a TRL trainer, and as a pattern."""
     texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-    return [float(grade(text, answer, grader).correct) for text, answer in zip(texts, correct_answer, strict=True)]
+    graders = [grader] * len(texts) if isinstance(grader, str) else grader
+    questions: Sequence[str | None] = question or [None] * len(texts)
+    rows = zip(texts, correct_answer, graders, questions, strict=True)
+    return [float(grade(*row).correct) for row in rows]
 
 
 def load_reward(name: str) -> RewardFunction:

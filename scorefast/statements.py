@@ -146,6 +146,8 @@ def commitment(reply: str, judging: bool) -> str:
     judging: "right" and "false" are answers here.
     """
     final = final_answer(reply)
+    if final.marked and final.whole and not final.text:
+        return ""  # `Wrong answer: Paris`
     text = reply
     if final.marked and final.text.strip(" *_.\n") and (judging or not _JUDGEMENT.match(final.text)):
         text = final.text
@@ -160,10 +162,19 @@ def commitment(reply: str, judging: bool) -> str:
     return ", ".join(item.strip() for item in items) if len(items) > 1 else text
 
 
+# A question without its mark: `Is it Paris`, `파리인가요`.
+_ASKING = re.compile(
+    r"^(?:is|are|was|were|do|does|did|can|could|would|will|should|has|have|had)\s+(?:it|he|she|they|we|the|an?|this|that)\b"
+    r"|(?:인가|인가요|나요|[을를일할]까요?|입니까|습니까)$",
+    re.I,
+)
+
+
 def sentences(text: str) -> list[str]:
     """The sentences of a normal text that may state something."""
     parts = [*_END.split(text), ""]
     said = [part for part, end in zip(parts[::2], parts[1::2], strict=True) if "?" not in end and "？" not in end]
+    said = [part for part in said if not _ASKING.search(part.strip(" \t.,:;!-"))]
     return [part for part in said if re.search(r"\w", part) and not _COURTESY.match(part.lstrip(" \t.,:;!-"))]
 
 

@@ -16,11 +16,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Literal
 
 from scorefast.answers import Grade, unlatexed
-from scorefast.keys import Key, content_of, counters, found, keys_of, script_of
+from scorefast.keys import Key, content_of, counters, found, in_order, keys_of, script_of
 from scorefast.statements import (
     ALTERNATIVE,
     BOUND,
@@ -48,6 +48,7 @@ from scorefast.vocabulary import (
 )
 from scorefast.words import CLASSES, TITLES, Word, ends_as_verb, normal, words
 
+BRACKETS = 20  # of a reply are looked into
 LOOKED_AT = 2_000  # of a longer text only so many last characters count
 _UNSURE, _BESIDE = 0.99, 0.5
 _EDGES = " \n.*_\"'"
@@ -62,7 +63,7 @@ def _without_brackets(text: str, key: Key) -> str:
     """A bracket explains and is dropped. But a second candidate stays, behind a comma; and the key in another script
     takes the place of the name that it explains."""
     out, done = "", 0
-    for match in _BRACKET.finditer(text):
+    for match in islice(_BRACKET.finditer(text), BRACKETS):
         out, done, inside = out + text[done : match.start()], match.end(), match[1]
         said, line = words(normal(inside)), out.rstrip().rpartition("\n")[2][-80:]
         before = line.split()[-7:]
@@ -156,6 +157,8 @@ def _judged(text: str, key: Key) -> Verdict:
         return Verdict("another", words=clause.shown(clause.unknown) or text[:60].lower())
     if (bound := BOUND.search(text)) and bound.group().casefold() not in key.reference:
         return Verdict("beside", 1.0, bound.group().strip())
+    if key.ordered and not in_order(clause.words, key):
+        return Verdict("beside", 1.0, "in another order")
     return _weighed(clause, key)
 
 
@@ -394,12 +397,25 @@ def _yes_or_no(said: list[str], key: Key) -> Grade:
     return Grade(right, float(right), says, f"says {says}")
 
 
+def _contradicts(said: tuple[Word, ...], text: str, key: Key) -> bool:
+    """`Yes, a whale is not a mammal`: yes, and then the question's own words with the opposite negation. (What follows a
+    no may be the correction.)"""
+    repeated = sum(any(asked == word for word in said) for asked in key.asked)
+    if not key.asked or repeated < 0.6 * len(key.asked):
+        return False
+    denied = bool(NEGATION.search(re.sub(r"^\W*\w+\W*", "", text)))
+    asked_denied = bool(NEGATION.search(" ".join(word.text for word in key.asked)))
+    return denied != asked_denied
+
+
 def _answer(text: str, key: Key) -> bool | None:
     """Whether a sentence says yes or no to the question; None where it says neither."""
     text = re.split(r"(?<=아니라)|(?<=아니고)|,? but ", text)[0]  # not what it says instead
     said = words(text)
     content = [word for word in content_of(said) if polarity(word.text) is None]
     answer = polarity(text)
+    if answer and _contradicts(said, text, key):
+        return None
     if answer is not None:  # not `No, there might be an error above`
         about = len(content) <= 1 or any(word.among(key.known) for word in content) or CONCLUDES.search(text)
         return answer if about else None

@@ -128,6 +128,11 @@ def _initials(match: re.Match[str]) -> str:
 
 
 def _numbers(text: str) -> str:
+    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", in_digits(text))
+
+
+def in_digits(text: str) -> str:
+    """The text with its number words, English and Korean, in digits."""
     if "one" in text:
         text = _NO_NUMBER.sub("someone", text)
     text = _ENGLISH.sub(_english, text)
@@ -136,7 +141,7 @@ def _numbers(text: str) -> str:
     if not text.isascii():
         text = _KOREAN.sub(_korean, text)
         text = _MYRIADS.sub(_myriads, text)
-    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    return text
 
 
 def _english(match: re.Match[str]) -> str:
