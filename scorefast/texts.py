@@ -398,8 +398,8 @@ def _yes_or_no(said: list[str], key: Key) -> Grade:
 
 
 def _contradicts(said: tuple[Word, ...], text: str, key: Key) -> bool:
-    """`Yes, a whale is not a mammal`: yes, and then the question's own words with the opposite negation. (What follows a
-    no may be the correction.)"""
+    """`Yes, a whale is not a mammal`: yes, and then the question's own words with the opposite negation. What follows a
+    no may be the correction."""
     repeated = sum(any(asked == word for word in said) for asked in key.asked)
     if not key.asked or repeated < 0.6 * len(key.asked):
         return False
