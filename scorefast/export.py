@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
-from scorefast.model import chat_format, load_merged
+from scorefast.model import chat_format, load_merged, settings_to_save
 from scorefast.prompts import ChatFormat
 from scorefast.recipe import Model, Recipe, RunError, UserError, load_recipe, model_path
 from scorefast.runs import RECIPE, WORK, Checkpoint
@@ -110,13 +110,8 @@ def _write_adapter(checkpoint: Checkpoint, recipe: Recipe, chat: ChatFormat, fol
 
 
 def _write_merged(checkpoint: Checkpoint, recipe: Recipe, chat: ChatFormat, folder: Path) -> None:
-    from transformers import GenerationConfig
-
-    model, tokenizer = load_merged(recipe, checkpoint).to(torch.bfloat16), chat.tokenizer
-    # Not the base's own: it may lack the token that closes a turn, or sample, or hold what transformers will not save.
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=sorted(chat.end_tokens), pad_token_id=tokenizer.pad_token_id
-    )
+    model = load_merged(recipe, checkpoint).to(torch.bfloat16)
+    model.generation_config = settings_to_save(chat)
     model.save_pretrained(folder)
     _save_tokenizer(recipe, chat, folder)
 

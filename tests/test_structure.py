@@ -32,8 +32,8 @@ ORDER = [
     "monitor",
     "runs",
 ]
-ORDER += ["settings", "report", "prepare", "kernels", "objective", "rollout", "four_bit", "model", "memory"]
-ORDER += ["evaluate", "schedule", "trainer", "stages", "chat", "export", "cli"]
+ORDER += ["settings", "report", "prepare", "kernels", "objective", "rollout", "four_bit", "plain_model", "model"]
+ORDER += ["memory", "evaluate", "schedule", "trainer", "stages", "chat", "export", "cli"]
 LIGHT = {*ORDER[: ORDER.index("kernels")], "cli"}
 PACKAGE = REPOSITORY / "scorefast"
 
