@@ -28,6 +28,7 @@ from scorefast.plain_model import (
 from scorefast.prompts import ChatFormat
 from scorefast.recipe import PACKAGE, Model, Recipe, UserError, model_path
 from scorefast.runs import RECIPE, Checkpoint
+from scorefast.tokenizer_trial import require_sound_tokenizer
 from scorefast.untrusted import (
     one_line,
     plain_lora,
@@ -112,11 +113,15 @@ def load_tokenizer(name: str, *, download: bool = True) -> Any:
     _require_sound(model_path(name))
     if file_of(model_path(name), "config.json", download=download) is not None:
         load_config(name)  # within bounds: AutoTokenizer reads it too
+    if (file := file_of(model_path(name), "tokenizer.json", download=download)) is not None:
+        require_sound_tokenizer(file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             model_path(name), local_files_only=not download, trust_remote_code=False
         )
-    except Exception as error:  # somebody else's files: they can fail in any way
+    except BaseException as error:  # somebody else's files: they can fail in any way, in Rust too
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(f"model {name!r}: {_not_had(name, 'tokenizer', error)}") from None
     if tokenizer.chat_template is None:
         raise UserError(f"model {name!r} has no chat template; use an instruction-tuned model")
@@ -138,6 +143,8 @@ def chat_format(recipe: Recipe, *, download: bool = True) -> ChatFormat:
         chat = ChatFormat(tokenizer, vocabulary=rows, **recipe.prompt.model_dump())
     except ValueError as error:
         raise UserError(f"model {error}") from None
+    except Exception as error:  # its tokenizer and template are somebody else's: they can fail in any way
+        raise UserError(f"model {name!r}: its chat template and tokenizer fail: {one_line(error)}") from None
     fit = (token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, chat.end_of_turn) if token is not None)
     pad = next(token for token in fit if rows is None or token < rows)
     if pad != tokenizer.pad_token_id:

@@ -12,6 +12,7 @@ from tests.conftest import REPOSITORY
 # Each module may import those before it (and kernels) only.
 ORDER = [
     "untrusted",
+    "tokenizer_trial",
     "surroundings",
     "durable",
     "prompts",
