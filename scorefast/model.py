@@ -276,6 +276,8 @@ def _add_saved_adapter(model: Any, folder: Path, trainable: bool) -> Any:
 
 
 def _load_adapter(adapted: Any, folder: Path, trainable: bool) -> None:
+    require_plain_types(folder)
+    require_finite(folder)
     try:
         loaded = adapted.load_adapter(str(folder), "default", is_trainable=trainable)
     except Exception as error:  # of another base, or damaged: it can fail in any way

@@ -23,6 +23,7 @@ MOST = {"layers": 1000, "labels": 10_000, "experts": 10_000, "heads": 10_000, "t
 MOST_ELSEWHERE = 2**27  # Llama 4 has 10,485,760 positions
 SIZES = re.compile(r".*(size|dim|heads|layers|experts|window|embeddings|labels|rank|groups)")
 NEVER_ZERO = {"hidden_size", "vocab_size", "head_dim", "num_attention_heads", "num_key_value_heads", "sliding_window"}
+NEVER_ZERO |= {"attn_logit_softcapping", "final_logit_softcapping"}
 ELSEWHERE = {"transformers_weights", "fusion_config", "distributed_config", "kernel_config"}
 PLAIN = {"F64", "F32", "F16", "BF16"}
 MASK, POSITIONS = re.compile(r"(.*\.)?(attn|attention)\.bias"), re.compile(r"(.*\.)?position_ids")  # of older models

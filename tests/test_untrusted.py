@@ -138,6 +138,17 @@ def test_an_adapter_of_the_shared_head_is_refused(adapter, recipe):
     assert "adapts lm_head, which the trained and the original model share" in refused_adapter(adapter, recipe)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(lambda t: t * math.nan, "holds NaN or infinite values"), (lambda t: t.to(torch.int8), "is of type I8")],
+)
+def test_an_adapter_of_no_plain_numbers_is_refused(adapter, recipe, change, message):
+    path = adapter / "adapter_model.safetensors"
+    name = sorted(load_file(path))[0]
+    change_tensors(path, lambda tensors: tensors | {name: change(tensors[name])})
+    assert f"adapter_model.safetensors: {name} {message}" in refused_adapter(adapter, recipe)
+
+
 def test_an_adapter_of_another_base_is_refused(adapter, model):
     wide = load_config(str(model))
     wide.intermediate_size = 128
