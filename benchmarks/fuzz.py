@@ -49,6 +49,8 @@ FILES = {
         *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
         "generation_config.json",
     ),
+    "tokenizer": ("tokenizer.json", "tokenizer_config.json"),
+    "generation": ("generation_config.json", "config.json"),
     "run": (
         *("checkpoint-1/trainer_state.json", "checkpoint-1/checkpoint.json", "checkpoint-1/optimizer.pt"),
         *("checkpoint-1/scheduler.pt", "checkpoint-1/rng_state.pth", "checkpoint-1/adapter_model.safetensors"),
@@ -193,6 +195,30 @@ def model(data: bytes) -> None:
     pipe(load_policy(settings, trainable=True), settings, io.StringIO("What is 1 + 2?"), io.StringIO())
 
 
+def tokenizer(data: bytes) -> None:
+    """Loaded, and asked for a prompt."""
+    from scorefast.model import chat_format
+    from scorefast.recipe import load_recipe, model_path
+
+    folder = _damaged("tokenizer", Path(model_path("tiny-gemma2")), data)
+    chat_format(load_recipe("tiny-cpu", [f"model.name={folder}"])).prompt("What is 1 + 2?")
+
+
+def generation(data: bytes) -> None:
+    """Whatever is said of sampling, where the model is loaded at all it says the same."""
+    from scorefast.model import generate, load_policy
+    from scorefast.recipe import load_recipe, model_path
+
+    folder = _damaged("generation", Path(model_path("tiny-gemma2")), data)
+    own, sound = load_policy(load_recipe("tiny-cpu", [f"model.name={folder}"])), _policy()
+    prompt = sound.chat.prompt("What is 1 + 2?")
+    settings = {"max_new_tokens": 4, "temperature": 0.0, "batch_size": 1}
+    if b'"config.json"' not in data:  # which may say another function
+        assert generate(own, [prompt], **settings) == generate(sound, [prompt], **settings)
+    else:
+        generate(own, [prompt], **settings)
+
+
 def run_(data: bytes) -> None:
     """A run of two steps resumed after its first."""
     from scorefast.cli import _stage
@@ -310,6 +336,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "math": math,
     "checkpoint": checkpoint,
     "model": model,
+    "tokenizer": tokenizer,
+    "generation": generation,
     "run": run_,
     "chat": chat,
 }
@@ -322,6 +350,8 @@ RUNS = {
     "math": (60, 0),
     "checkpoint": (600, 0),
     "model": (1_000, 0),
+    "tokenizer": (300, 0),
+    "generation": (500, 0),
     "run": (200, 0),
     "chat": (150, 0),
 }

@@ -59,6 +59,12 @@ max_position_embeddings quantization_config auto_map attention_dropout rms_norm_
 transformers_version chat_template tokenizer_class added_tokens_decoder extra_special_tokens model_max_length
 padding_side eos_token pad_token bos_token additional_special_tokens model added_tokens pre_tokenizer decoder
 post_processor normalizer truncation padding temperature top_k max_new_tokens do_sample"""
+TOKENIZER = """model added_tokens pre_tokenizer decoder post_processor normalizer truncation padding version
+added_tokens_decoder extra_special_tokens eos_token pad_token bos_token chat_template model_max_length"""
+GENERATION = """min_new_tokens min_length max_length max_time num_beams num_return_sequences no_repeat_ngram_size
+repetition_penalty typical_p epsilon_cutoff eta_cutoff suppress_tokens begin_suppress_tokens bad_words_ids
+forced_bos_token_id forced_eos_token_id sequence_bias guidance_scale watermarking_config stop_strings penalty_alpha
+cache_implementation cache_config prompt_lookup_num_tokens assistant_early_exit eos_token_id pad_token_id use_cache"""
 STATE = """global_step log_history best_metric best_model_checkpoint epoch max_steps num_train_epochs train_batch_size
 save_steps logging_steps eval_steps stateful_callbacks total_flos trial_params is_hyper_param_search
 num_input_tokens_seen is_local_process_zero is_world_process_zero best_global_step stage data data_sha256
@@ -76,6 +82,8 @@ def inputs(target: str) -> st.SearchStrategy[bytes]:
         "math": _replies,
         "checkpoint": lambda: _damages("checkpoint", LORA.split()),
         "model": lambda: _damages("model", CONFIG.split()),
+        "tokenizer": lambda: _damages("tokenizer", TOKENIZER.split()),
+        "generation": lambda: _damages("generation", GENERATION.split()),
         "run": lambda: _damages("run", STATE.split()),
         "chat": lambda: spoiled(encoded(st.lists(TEXT | st.sampled_from(ASKED), max_size=3).map("\n".join))),
     }[target]()

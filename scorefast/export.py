@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
-from scorefast.model import chat_format, load_merged
+from scorefast.model import chat_format, load_merged, settings_to_save
 from scorefast.prompts import ChatFormat
 from scorefast.recipe import Model, Recipe, RunError, UserError, load_recipe, model_path
 from scorefast.runs import RECIPE, WORK, Checkpoint
@@ -26,8 +26,8 @@ from scorefast.untrusted import one_line, shortened
 Format = Literal["adapter", "merged-16bit", "gguf"]
 CONVERTER = "convert_hf_to_gguf.py"
 _CONTENT = "{{ .Content }}"
-# Text that would end a TEMPLATE in a Modelfile or begin an action in it -> the same text as Go writes it.
-_QUOTED = {'"""': r'{{ "\x22\x22\x22" }}', "{{": '{{ "{{" }}'}
+# Text that would end a TEMPLATE in a Modelfile, or begin an action in it (with a brace that follows, too).
+_DANGEROUS = re.compile(r'\{+|"{3,}')
 
 
 def export_recipe(checkpoint: Checkpoint) -> Recipe:
@@ -64,6 +64,9 @@ def export_checkpoint(checkpoint: Checkpoint, format: Format, out: Path, note: C
         note("place into base_model_name_or_path of adapter_config.json")
     if format != "adapter" and _run_recipe(checkpoint).model.load_in_4bit:
         note("trained on a 4-bit base, merged into the 16-bit one: replies can differ a little from those in `eval`")
+    if format == "gguf":
+        ollama_template(chat)  # each refuses what it cannot write, before a model loads
+        ollama_stops(chat)
     with _filled_at_the_end(out) as folder:
         if converter is not None:
             _write_gguf(checkpoint, recipe, chat, folder, converter)
@@ -110,13 +113,8 @@ def _write_adapter(checkpoint: Checkpoint, recipe: Recipe, chat: ChatFormat, fol
 
 
 def _write_merged(checkpoint: Checkpoint, recipe: Recipe, chat: ChatFormat, folder: Path) -> None:
-    from transformers import GenerationConfig
-
-    model, tokenizer = load_merged(recipe, checkpoint).to(torch.bfloat16), chat.tokenizer
-    # Not the base's own: it may lack the token that closes a turn, or sample, or hold what transformers will not save.
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=sorted(chat.end_tokens), pad_token_id=tokenizer.pad_token_id
-    )
+    model = load_merged(recipe, checkpoint).to(torch.bfloat16)
+    model.generation_config = settings_to_save(chat)
     model.save_pretrained(folder)
     _save_tokenizer(recipe, chat, folder)
 
@@ -185,11 +183,30 @@ def ollama_template(chat: ChatFormat) -> tuple[str, bool]:
     # A template that names its bos_token means it. SmolLM2's bos_token is <|im_start|>, but its template opens a turn.
     adds_bos = bool(bos) and text.startswith(bos) and "bos_token" in chat.tokenizer.get_chat_template()
     pieces = text.removeprefix(bos if adds_bos else "").split(_CONTENT)
-    before, ask, between, after = (re.sub('"""|{{', lambda found: _QUOTED[found[0]], piece) for piece in pieces)
+    if len(pieces) != 4:
+        raise UserError(f"this model's chat template writes {_CONTENT!r} itself; take --format merged-16bit")
+    before, ask, between, after = (_DANGEROUS.sub(_as_go_writes, piece) for piece in pieces)
     first, later = before + _CONTENT + ask, between + _CONTENT + after
     user = "{{ if $later }}" + later + "{{ else }}" + first + "{{ end }}{{ $later = true }}"
     roles = '{{ if eq .Role "user" }}' + user + '{{ else if eq .Role "assistant" }}' + _CONTENT + "{{ end }}"
     return "{{ $later := false }}{{ range .Messages }}" + roles + "{{ end }}", adds_bos
+
+
+def _as_go_writes(found: re.Match[str]) -> str:
+    """The text as an action that writes it."""
+    return '{{ "' + found[0].replace('"', r"\x22") + '" }}'
+
+
+def ollama_stops(chat: ChatFormat) -> list[str]:
+    """The tokens that end a reply. Raises UserError for one that a Modelfile cannot hold: it has no way to quote."""
+    stops = chat.tokenizer.convert_ids_to_tokens(sorted(chat.end_tokens))
+    for stop in stops:
+        if '"' in stop or stop != stop.strip() or not stop.isprintable():
+            raise UserError(
+                f"{shortened(repr(stop), 100)} ends a reply of this model, and cannot be written in a Modelfile; take "
+                "--format merged-16bit"
+            )
+    return stops
 
 
 def modelfile(name: str, template: str, chat: ChatFormat, recipe: Recipe) -> str:
@@ -204,7 +221,7 @@ def modelfile(name: str, template: str, chat: ChatFormat, recipe: Recipe) -> str
         "# System messages of yours are left out: training had none but what the template writes itself.",
         f"FROM ./{name}.gguf",
         f'TEMPLATE """{template}"""',
-        *(f'PARAMETER stop "{chat.tokenizer.convert_ids_to_tokens(token)}"' for token in sorted(chat.end_tokens)),
+        *(f'PARAMETER stop "{stop}"' for stop in ollama_stops(chat)),
         "# Greedy and without Ollama's own penalty, as `scorefast eval` decodes.",
         "PARAMETER temperature 0",
         "PARAMETER repeat_penalty 1",

@@ -16,10 +16,26 @@ from torch import Tensor, nn
 
 from scorefast import four_bit
 from scorefast.kernels.reference import log_softmax_head
+from scorefast.plain_model import (
+    built_of_shapes,
+    file_of,
+    read_config,
+    require_finite,
+    require_plain_types,
+    require_sound_model,
+    require_weights_for,
+)
 from scorefast.prompts import ChatFormat
 from scorefast.recipe import PACKAGE, Model, Recipe, UserError, model_path
 from scorefast.runs import RECIPE, Checkpoint
-from scorefast.untrusted import one_line, plain_lora, require_short_template, require_sound_folder, shortened
+from scorefast.tokenizer_trial import require_sound_tokenizer
+from scorefast.untrusted import (
+    one_line,
+    plain_lora,
+    require_short_template,
+    require_sound_folder,
+    shortened,
+)
 
 CONFIGS = PACKAGE / "assets" / "configs"  # of models that recipes name, so that they can be planned for offline
 
@@ -95,11 +111,17 @@ def load_tokenizer(name: str, *, download: bool = True) -> Any:
     from transformers import AutoTokenizer
 
     _require_sound(model_path(name))
+    if file_of(model_path(name), "config.json", download=download) is not None:
+        load_config(name)  # within bounds: AutoTokenizer reads it too
+    if (file := file_of(model_path(name), "tokenizer.json", download=download)) is not None:
+        require_sound_tokenizer(file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             model_path(name), local_files_only=not download, trust_remote_code=False
         )
-    except Exception as error:  # somebody else's files: they can fail in any way
+    except BaseException as error:  # somebody else's files: they can fail in any way, in Rust too
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(f"model {name!r}: {_not_had(name, 'tokenizer', error)}") from None
     if tokenizer.chat_template is None:
         raise UserError(f"model {name!r} has no chat template; use an instruction-tuned model")
@@ -121,6 +143,8 @@ def chat_format(recipe: Recipe, *, download: bool = True) -> ChatFormat:
         chat = ChatFormat(tokenizer, vocabulary=rows, **recipe.prompt.model_dump())
     except ValueError as error:
         raise UserError(f"model {error}") from None
+    except Exception as error:  # its tokenizer and template are somebody else's: they can fail in any way
+        raise UserError(f"model {name!r}: its chat template and tokenizer fail: {one_line(error)}") from None
     fit = (token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, chat.end_of_turn) if token is not None)
     pad = next(token for token in fit if rows is None or token < rows)
     if pad != tokenizer.pad_token_id:
@@ -130,13 +154,13 @@ def chat_format(recipe: Recipe, *, download: bool = True) -> ChatFormat:
 
 def load_config(name: str) -> Any:
     """A model's configuration: from its folder, from those that come with the package, else from the hub."""
-    from transformers import AutoConfig
-
     shipped = CONFIGS / name.replace("/", "--")
     path = str(shipped) if shipped.is_dir() and not Path(name).is_dir() else model_path(name)
     _require_sound(path)
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return read_config(path)
+    except UserError:
+        raise
     except Exception as error:  # somebody else's file: it can fail in any way
         raise UserError(f"model {name!r}: {_not_had(name, 'configuration', error)}") from None
 
@@ -158,7 +182,7 @@ def _not_had(name: str, what: str, error: BaseException) -> str:
 
 def _require_sound(path: str) -> None:
     if Path(path).is_dir():
-        require_sound_folder(Path(path))
+        require_sound_model(Path(path))
 
 
 def load_policy(recipe: Recipe, checkpoint: Checkpoint | None = None, *, trainable: bool = False) -> Policy:
@@ -189,6 +213,7 @@ def load_policy(recipe: Recipe, checkpoint: Checkpoint | None = None, *, trainab
             part.eval()
             _without_dropout(part)
     policy = Policy(model, chat, backend, settings.max_seq_length, frozen)
+    _require_answers(policy)
     if trainable:
         _require_plain_head(policy)
         _require_trained_as_sampled(policy)
@@ -251,6 +276,8 @@ def _add_saved_adapter(model: Any, folder: Path, trainable: bool) -> Any:
 
 
 def _load_adapter(adapted: Any, folder: Path, trainable: bool) -> None:
+    require_plain_types(folder)
+    require_finite(folder)
     try:
         loaded = adapted.load_adapter(str(folder), "default", is_trainable=trainable)
     except Exception as error:  # of another base, or damaged: it can fail in any way
@@ -290,6 +317,19 @@ def _require_plain_head(policy: Policy) -> None:
     scale = (around[0] * around[1]).sum() / around[1].square().sum()  # 16-bit rounding, of many logits, leaves it at 1
     if gap > 0.05 * theirs.abs().max().item() + 1e-3 or abs(scale.item() - 1) > 0.005:
         raise UserError(f"{kind}: its output head scales or shifts logits, which is not supported")
+
+
+def _require_answers(policy: Policy) -> None:
+    """Refuse a model whose configuration makes it fail, or say nothing but NaN, where it is asked a first question."""
+    kind = policy.model.config.model_type
+    try:
+        logits, _ = _sampled_logits(policy, policy.chat.first_turn("2 + 2 = ?"))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # somebody else's numbers: they can fail in any way
+        raise UserError(f"{kind}: fails on a first question: {one_line(error)}; is its config.json whole?") from None
+    if logits.isnan().any() or logits.isposinf().any():
+        raise UserError(f"{kind}: says NaN or infinity to a first question; is its config.json whole?")
 
 
 def _require_trained_as_sampled(policy: Policy) -> None:
@@ -366,24 +406,40 @@ def _load_base(settings: Model, backend: str, path: str) -> Any:
     dtype = getattr(torch, settings.dtype)
     load = _load_with_unsloth if backend == "unsloth" else _load_with_transformers
     try:
-        model, missing, foreign = load(settings, path, dtype)
+        config = read_config(path)
+        require_weights_for(config, Path(path))
+        model, missing, foreign = load(settings, path, dtype, config)
+    except UserError:
+        raise
     except Exception as error:  # somebody else's files: they can fail in any way
         raise UserError(f"model {path}: cannot be loaded: {one_line(error)}") from None
     _require_same_names(f"model {path}", missing, foreign)
+    if (file := file_of(path, "config.json", download=False)) is not None:
+        require_plain_types(file.parent)  # of the hub's copy, which is whole only now
+        require_finite(file.parent)
+    model.generation_config = _new_generation_config()  # what its folder says of sampling counts for nothing
     four_bit.keep_unpacked(model)
     _return_hidden_on_request(model)
     return model
 
 
-def _load_with_transformers(settings: Model, path: str, dtype: torch.dtype) -> tuple[Any, set[str], set[str]]:
-    """The model, and the names of tensors that it lacked and that it had no use for."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _new_generation_config(**settings: Any) -> Any:
+    from transformers import GenerationConfig
 
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    return GenerationConfig(**settings)
+
+
+def _load_with_transformers(
+    settings: Model, path: str, dtype: torch.dtype, config: Any
+) -> tuple[Any, set[str], set[str]]:
+    """The model, and the names of tensors that it lacked and that it had no use for."""
+    from transformers import AutoModelForCausalLM
+
     eager = {"attn_implementation": "eager"} if _caps_attention(config) else {}
-    _require_weights_for(config, Path(path))
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
+        config=config,
+        generation_config=_new_generation_config(),  # a folder's own is not even read
         dtype=dtype,
         quantization_config=four_bit.nf4(dtype) if settings.load_in_4bit else None,
         use_safetensors=True,
@@ -396,20 +452,7 @@ def _load_with_transformers(settings: Model, path: str, dtype: torch.dtype) -> t
     return model, told["missing_keys"], set() if quantized else told["unexpected_keys"]
 
 
-def _require_weights_for(config: Any, folder: Path) -> None:
-    """Raises ValueError where a folder's configuration tells of far more parameters than its files can hold: memory
-    for them would be taken before the first is missed. (Nothing is stored at less than 2 bits a parameter.)"""
-    from transformers import AutoModelForCausalLM
-
-    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if stored:
-        with torch.device("meta"):
-            told = AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
-        if told > 4 * stored:
-            raise ValueError(f"config.json tells of {told:,} parameters, the weights have {stored:,} bytes")
-
-
-def _load_with_unsloth(settings: Model, path: str, dtype: torch.dtype) -> tuple[Any, set[str], set[str]]:
+def _load_with_unsloth(settings: Model, path: str, dtype: torch.dtype, _: Any) -> tuple[Any, set[str], set[str]]:
     """As above; but what was missing, Unsloth does not tell."""
     from unsloth import FastLanguageModel
 
@@ -437,12 +480,13 @@ def shape_of_policy(recipe: Recipe, fake: Any) -> Any:
 
     Needs the model's configuration only. 4 bit is left to who counts bytes.
     """
-    from transformers import AutoModelForCausalLM
-
     settings, config = recipe.model, load_config(recipe.model.name)
     eager = {"attn_implementation": "eager"} if _caps_attention(config) else {}
+    try:
+        model = built_of_shapes(config, dtype=getattr(torch, settings.dtype), **eager)
+    except Exception as error:  # somebody else's numbers: they can fail in any way
+        raise UserError(f"model {settings.name!r}: cannot be built: {one_line(error)}") from None
     with torch.device("meta"):  # PEFT moves what it adds, which fake tensors do not allow
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, settings.dtype), **eager)
         model.requires_grad_(False)
         _return_hidden_on_request(model)
         if settings.tuning == "full":
@@ -594,14 +638,21 @@ def _never_stopping(on_token: Callable[[], None]) -> Callable[..., Tensor]:
 
 
 def generation_config(pad: int, ends: set[int], max_new_tokens: int, temperature: float) -> Any:
-    from transformers import GenerationConfig
-
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
-        # Every truncation is switched off by name: a model's own generation_config fills in what is left unset.
+        # Every truncation is switched off by name: transformers' defaults fill in what is left unset.
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-    return GenerationConfig(
+    return _new_generation_config(
         max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=pad, repetition_penalty=1.0, **sampling
+    )
+
+
+def settings_to_save(chat: ChatFormat) -> Any:
+    """The generation_config.json of a model that leaves: how a reply ends. Not the base's own: that may lack the token
+    that closes a turn, or sample, or hold what transformers will not save."""
+    own = chat.tokenizer
+    return _new_generation_config(
+        bos_token_id=own.bos_token_id, eos_token_id=sorted(chat.end_tokens), pad_token_id=own.pad_token_id
     )
 
 
@@ -634,5 +685,7 @@ def _until_end(ids: list[int], ends: set[int]) -> list[int]:
 def save_policy(policy: Policy, folder: Path) -> None:
     """An ordinary PEFT folder (a model folder after full fine-tuning), safetensors, with tokenizer and template."""
     adapter = hasattr(policy.model, "peft_config")  # of which PEFT would ask the hub whether the vocabulary has grown
+    if not adapter:
+        policy.model.generation_config = settings_to_save(policy.chat)
     policy.model.save_pretrained(str(folder), **({"save_embedding_layers": False} if adapter else {}))
     policy.tokenizer.save_pretrained(str(folder))

@@ -23,7 +23,6 @@ LARGEST_RECIPE = 100_000  # bytes of YAML; the longest shipped recipe has 6,000
 LARGEST_JSON = 2**24  # bytes of a configuration or an index of weights
 LARGEST_TOKENIZER = 2**27  # bytes; Gemma's has 34 million
 LARGEST_TEMPLATE = 100_000  # characters of a chat template
-MOST_LAYERS = 1000
 NODES, DEPTH = 10_000, 50  # of YAML, its aliases written out
 
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt"}
@@ -202,9 +201,9 @@ def require_sound_folder(folder: Path) -> None:
             _require_own_files(path)
     if not any(folder.glob("*.safetensors")):
         _refuse_pickles(folder)
-    if (folder / "config.json").is_file():
-        _require_plain_model(folder / "config.json")
     if (folder / "adapter_config.json").is_file():
+        if (folder / "config.json").is_file():
+            raise UserError(f"{folder}: holds a model and an adapter; keep each in a folder of its own")
         plain_lora(folder)
 
 
@@ -249,24 +248,6 @@ def _refuse_pickles(folder: Path) -> None:
                 f"{path}: weights in pickle, which can run any code as it is read; where they are trusted, convert "
                 'them: safetensors.torch.save_file(torch.load("....bin", weights_only=True), "....safetensors")'
             )
-
-
-def _require_plain_model(path: Path) -> None:
-    config = read_json(path)
-    if (path.parent / "adapter_config.json").is_file():
-        raise UserError(f"{path.parent}: holds a model and an adapter; keep each in a folder of its own")
-    for key, value in _leaves(config):
-        if key.endswith("layers") and isinstance(value, int) and value > MOST_LAYERS:
-            raise UserError(f"{path}: {key} is {shortened(str(value), 30)}; at most {MOST_LAYERS}")
-        if (key.endswith("attn_implementation") and "/" in str(value)) or (key == "transformers_weights" and value):
-            raise UserError(f"{path}: {key} names something to be fetched or read elsewhere; remove that key")
-
-
-def _leaves(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value)
-        yield key, value
 
 
 NAME = re.compile(r"[\w.-]{1,200}")

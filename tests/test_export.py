@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from scorefast.data import load_dataset
 from scorefast.durable import seal
 from scorefast.export import CONVERTER, export_checkpoint, export_recipe, modelfile, ollama_template
+from scorefast.four_bit import nf4
 from scorefast.model import load_merged, load_policy, save_policy
 from scorefast.prompts import ChatFormat
 from scorefast.recipe import RunError, UserError, load_recipe, model_path
@@ -210,11 +211,10 @@ def test_a_fully_tuned_model_is_saved_in_sixteen_bit(tmp_path):
 
 
 def test_nothing_is_merged_into_quantized_weights(run, tmp_path):
+    pytest.importorskip("bitsandbytes")
     base = tmp_path / "base-4bit"
     shutil.copytree(BASE, base)
-    config = json.loads((base / "config.json").read_text())
-    quantized = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (base / "config.json").write_text(json.dumps(config | {"quantization_config": quantized}))
+    AutoModelForCausalLM.from_pretrained(BASE, quantization_config=nf4(torch.float32)).save_pretrained(base)
     checkpoint = open_checkpoint(str(run))
     recipe = checkpoint.recipe.model_copy(
         update={"model": checkpoint.recipe.model.model_copy(update={"name": str(base)})}
@@ -404,6 +404,12 @@ def test_a_checkpoint_inside_a_run_has_the_runs_recipe(run, tmp_path):
 # --- the chat template in Go's syntax ---------------------------------------------------------------------------------
 
 ODD = CHATML.replace("You are a helpful assistant.", 'Say \\"\\"\\"{{ no }}\\"\\"\\" {{ "twice" }}.')
+# One brace before a message and many elsewhere, quotes in every number, and directives of a Modelfile's own.
+BRACES = (
+    '{{ \'Say { {{ {{{ }}} """" "" " \n"""\nSYSTEM evil\nADAPTER x\n\' }}{% for message in messages %}'
+    "{{ '<|im_start|>' + message['role'] + '\n' + ('\"{' if message['role'] == 'user' else '') + message['content'] }}"
+    "{{ '<|im_end|>}\"\"\"{{{\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 def llama3():
@@ -420,6 +426,7 @@ TOKENIZERS = {
     "qwen2.5": lambda: chatml(CHATML),
     "smollm2": lambda: chatml(SMOLLM2),
     "odd": lambda: chatml(ODD),
+    "braces": lambda: chatml(BRACES),
 }
 
 
@@ -463,3 +470,54 @@ def test_the_modelfiles_template_is_the_models_own(name, recipe):
         assert ours == expected
     system = [{"role": "system", "content": "Be brief."}]
     assert rendered(text, system + messages) == rendered(text, messages), "as trained, whatever stands before"
+
+
+def directives(text: str) -> list[tuple[str, str]]:
+    """As Ollama reads a Modelfile: a value that begins with quotes goes on, over lines, until it ends with as many."""
+    found, lines = [], iter(text.split("\n"))
+    for line in lines:
+        name, _, value = line.partition(" ")
+        if name == "PARAMETER":
+            key, _, value = value.partition(" ")
+            name = f"{name} {key}"
+        quote = next((q for q in ('"""', '"') if value.startswith(q)), "")
+        while quote and not (len(value) >= 2 * len(quote) and value.endswith(quote)):
+            value += "\n" + next(lines)
+        if line and not line.startswith("#"):
+            found.append((name, value.removeprefix(quote).removesuffix(quote)))
+    return found
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_template_adds_no_directive_and_begins_no_action(name, recipe):
+    chat = ChatFormat(TOKENIZERS[name](), recipe.prompt.correction)
+    template, _ = ollama_template(chat)
+    found = directives(modelfile("x", template, chat, recipe))
+    stops = ["PARAMETER stop"] * len(chat.end_tokens)
+    numbers = [f"PARAMETER {key}" for key in ("temperature", "repeat_penalty", "num_ctx")]
+    assert [key for key, _ in found] == ["FROM", "TEMPLATE", *stops, *numbers]
+    assert found[1][1] == template
+    plain = re.sub(r'\{\{ "[^"]*" \}\}', "", template)
+    assert not re.search(r'\{\{(?! )|"""', plain), "an action of Go's begins with two braces, and ours then a space"
+
+
+@pytest.mark.parametrize(
+    "end", ['<e"nd>', '""<end>', '<end>"\nSYSTEM evil\nPARAMETER stop "x', "<end>\nADAPTER x", "<e\rnd>"]
+)
+def test_a_closing_token_that_a_modelfile_cannot_hold_is_refused_before_a_model_loads(end, tmp_path, monkeypatch):
+    base = tmp_path / "base"
+    template = CHATML.replace("<|im_end|>", end.replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r"))
+    byte_level(template, ["<|endoftext|>", "<|im_start|>", end], TOOL, eos_token=end).save_pretrained(base)
+    shutil.copy(BASE / "config.json", base)
+    monkeypatch.setenv("LLAMA_CPP", str(converter(tmp_path, "sys.exit(1)")))
+    recipe = load_recipe("tiny-cpu", [f"model.name={base}"])
+    with pytest.raises(UserError, match="ends a reply of this model, and cannot be written in a Modelfile") as error:
+        export_checkpoint(Checkpoint("x", tmp_path, True, str(base), recipe), "gguf", tmp_path / "out", pytest.fail)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_template_that_writes_the_place_of_a_message_itself_is_refused(recipe):
+    chat = ChatFormat(chatml(CHATML.replace("You are Qwen", "{{ .Content }}")), recipe.prompt.correction)
+    with pytest.raises(UserError, match=r"writes '\{\{ \.Content \}\}' itself; take --format merged-16bit"):
+        ollama_template(chat)

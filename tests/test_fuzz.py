@@ -13,7 +13,7 @@ from benchmarks.fuzz_inputs import inputs
 from scorefast.recipe import UserError
 
 EXAMPLES = {"recipe": 200, "set": 200, "source": 150, "answer": 200, "math": 5, "checkpoint": 20, "model": 20}
-EXAMPLES |= {"run": 4, "chat": 10}
+EXAMPLES |= {"run": 4, "chat": 10, "tokenizer": 10, "generation": 15}
 
 
 @pytest.fixture(scope="module", autouse=True)

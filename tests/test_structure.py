@@ -12,6 +12,7 @@ from tests.conftest import REPOSITORY
 # Each module may import those before it (and kernels) only.
 ORDER = [
     "untrusted",
+    "tokenizer_trial",
     "surroundings",
     "durable",
     "thoughts",
@@ -38,8 +39,8 @@ ORDER = [
     "monitor",
     "runs",
 ]
-ORDER += ["settings", "report", "prepare", "kernels", "objective", "rollout", "four_bit", "model", "memory"]
-ORDER += ["evaluate", "schedule", "trainer", "stages", "chat", "export", "cli"]
+ORDER += ["settings", "report", "prepare", "kernels", "objective", "rollout", "four_bit", "plain_model", "model"]
+ORDER += ["memory", "evaluate", "schedule", "trainer", "stages", "chat", "export", "cli"]
 LIGHT = {*ORDER[: ORDER.index("kernels")], "cli"}
 PACKAGE = REPOSITORY / "scorefast"
 
