@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,7 +24,8 @@ from scorefast import __version__
 from scorefast.recipe import RECORDED_FOLDERS, GraderName, Recipe, RunError, UserError, dump_recipe
 from scorefast.runs import Interrupted, leaving_on_signals
 from scorefast.settings import chosen_recipe, data_flags, grader_name, resumed_recipe, where_the_model_is
-from scorefast.surroundings import place, settle_in
+from scorefast.surroundings import away_from_working_directory, place, printable, settle_in, terminal
+from scorefast.untrusted import shortened
 
 app = typer.Typer(
     help="Teach a language model to correct itself (SCoRe, arXiv 2409.12917), on one consumer GPU or none.",
@@ -33,12 +35,15 @@ app = typer.Typer(
 )
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+LONGEST_REFUSAL = 3000  # characters of a line that says why a command ends
 DENIED = (errno.EACCES, errno.EPERM)
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_VERBOSITY": "error",  # it would tell of every attempt to reach the hub
     "DISABLE_SAFETENSORS_CONVERSION": "1",  # asked of the hub, where a model has no safetensors
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",  # drawn with control characters, which are not obeyed
+    "PYTHONSAFEPATH": "1",  # for processes that libraries start: nothing comes from the working directory
 }
 
 SOURCES = "CSV, TSV, JSON, JSONL or Parquet file (also .gz, .zst), a folder of them, or hub:owner/name"
@@ -97,7 +102,8 @@ def main() -> NoReturn:
 
 
 def _keep_libraries_at_home() -> None:
-    """Switch off the libraries' statistics and their code from the hub. Call it before they are imported.
+    """Switch off the libraries' statistics, and their code from the hub and from the working directory. Call it before
+    they are imported.
 
     Where a package `kernels` is installed, bitsandbytes fetches a kernel during its import (on CPUs with AVX512-BF16),
     and transformers fetches what a model's config names. Where none is, bitsandbytes warns. Python takes a module that
@@ -118,9 +124,7 @@ def _require_text(given: list[str]) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    from scorefast.report import Unfailing, printable
-
-    print(f"scorefast: {' '.join(printable(message).split())}", file=Unfailing(sys.stderr))
+    print(f"scorefast: {shortened(printable(message), LONGEST_REFUSAL)}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -498,9 +502,9 @@ def export(
 
 
 def _console(quiet: bool) -> Console:
-    from scorefast.report import InertConsole, Unfailing
+    from scorefast.report import InertConsole
 
-    console = InertConsole(file=Unfailing(sys.stderr), quiet=quiet or place().rank != 0)
+    console = InertConsole(file=terminal(), quiet=quiet or place().rank != 0)
     if not console.is_terminal:
         console.width = 160  # a log file has room for the table
     return console
@@ -542,10 +546,15 @@ def _work(console: Console, settings: Recipe, *, dry_run: bool = False) -> Itera
     a backend that is missing is said, and no error."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with contextlib.ExitStack() as stack:
-        noise = stack.enter_context(open(os.devnull, "w", encoding="utf-8")) if console.quiet else console.file
+        noise = stack.enter_context(open(os.devnull, "w", encoding="utf-8")) if console.quiet else sys.stderr
         stack.enter_context(contextlib.redirect_stdout(noise))
+        if console.quiet:
+            stack.enter_context(warnings.catch_warnings(action="ignore"))
+            stack.callback(logging.disable, logging.root.manager.disable)
+            logging.disable(logging.WARNING)
         with console.status("loading libraries") if console.is_terminal else contextlib.nullcontext():
-            from scorefast.model import import_backend, resolve_backend
+            with away_from_working_directory():
+                from scorefast.model import import_backend, resolve_backend
 
             try:
                 if dry_run:
