@@ -91,6 +91,8 @@ def main() -> NoReturn:
         _fail(str(error), 2)
     except RunError as error:
         _fail(str(error), 1)
+    except MemoryError:
+        _fail("takes more memory than there is", 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
