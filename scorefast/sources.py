@@ -309,7 +309,7 @@ def _jsonl_rows(path: Path, text: TextIO) -> Iterator[Rows | BadRow]:
         if not line.strip():
             continue
         value, problem = _parsed(line)
-        problem = problem or _object_problem(value, line, text)
+        problem = problem or _object_problem(value, line, text, _may_be_deep(line))
         if records and (problem or len(records) == ROWS or size > CHARACTERS):
             yield Rows(str(path), lines, records=records, size=size)
             records, lines, size = [], [], 0
@@ -335,7 +335,8 @@ def _json_rows(path: Path, text: TextIO) -> Iterator[Rows | BadRow]:
         rows = lists[0] if len(lists) == 1 else None
     if not isinstance(rows, list):
         raise UserError(f"{path}: {problem or 'expected a list of objects, or an object with exactly one such list'}")
-    judged = ((number, _object_problem(row, whole, text)) for number, row in enumerate(rows, 1))
+    deep = _may_be_deep(whole)
+    judged = ((number, _object_problem(row, whole, text, deep)) for number, row in enumerate(rows, 1))
     for good, group in itertools.groupby(judged, key=lambda item: item[1] is None):
         while good and (lines := [number for number, _ in itertools.islice(group, ROWS)]):
             yield Rows(str(path), lines, records=rows[lines[0] - 1 : lines[-1]])
@@ -354,12 +355,16 @@ def _parsed(text: str) -> tuple[Any, str | None]:
         return None, f"not JSON: {one_line(error)}"
 
 
-def _object_problem(value: Any, written: str, text: TextIO) -> str | None:
+def _may_be_deep(written: str) -> bool:
+    return written.count("[") + written.count("{") > DEEPEST
+
+
+def _object_problem(value: Any, written: str, text: TextIO, may_be_deep: bool) -> str | None:
     if not isinstance(value, dict):
         return "not an object"
     if len(value) > MOST_COLUMNS:
         return f"has {len(value):,} keys; at most {MOST_COLUMNS:,}"
-    if is_deep(value):
+    if may_be_deep and is_deep(value):
         return f"nested deeper than {DEEPEST} levels"
     may_hold = text.errors != "strict" or "\\u" in written
     return _text_problem(json.dumps(value, ensure_ascii=False), text) if may_hold else None
