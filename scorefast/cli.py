@@ -36,7 +36,7 @@ app = typer.Typer(
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 LONGEST_REFUSAL = 3000  # characters of a line that says why a command ends
-DENIED = (errno.EACCES, errno.EPERM)
+DENIED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)  # by the system, to who named it
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
