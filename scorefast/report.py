@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 SILENCE = 60  # seconds
+LONGEST_NOTE = 3000  # characters
 
 
 class InertConsole(Console):
@@ -42,6 +43,10 @@ class InertConsole(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
+
+    def note(self, line: str) -> None:
+        """One line, with names of others' in it that may have line ends."""
+        self.print(shortened(line, LONGEST_NOTE), soft_wrap=True)
 
     def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """What rich makes of anything, a text of its own kind too: the escapes in it are rich's alone."""

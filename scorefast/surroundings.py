@@ -9,6 +9,9 @@ import json
 import logging
 import os
 import sys
+import textwrap
+import threading
+import traceback
 import unicodedata
 import warnings
 from collections.abc import Iterator
@@ -103,8 +106,8 @@ def settle_in() -> None:
     """Once, as a command begins: all three streams are there, and none fails on a character that its encoding lacks.
 
     What cannot be written becomes \\uXXXX, which JSON reads back; what cannot be read becomes U+FFFD. What others write
-    to stderr is inert, each warning and each message of a log one line of bounded length. A variable of a launcher that
-    is empty counts as one that is not set: accelerate and huggingface_hub fail on some of them.
+    to stderr is inert: a warning and a message of a log are one line of bounded length, a traceback is indented. A
+    variable of a launcher that is empty counts as one that is not set: accelerate and huggingface_hub fail on some.
     """
     for name in ("stdin", "stdout", "stderr"):
         stream = getattr(sys, name)
@@ -116,9 +119,22 @@ def settle_in() -> None:
         sys.stderr = cast(TextIO, Inert(sys.stderr))
     warnings.formatwarning = cast(Any, _one_line_warning)
     logging.setLogRecordFactory(_OneLineRecord)
-    os.environ["PYTHON_COLORS"] = "0"  # Python 3.13 colours tracebacks by the terminal below
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _tell
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _tell_of_thread
     for name in [name for name, value in os.environ.items() if name.startswith(LAUNCHERS) and not value.strip()]:
         del os.environ[name]
+
+
+def _tell(kind: type[BaseException], error: BaseException | None, trace: Any) -> None:
+    """A traceback, indented: no line of a message stands where a line of ours would."""
+    sys.stderr.write(textwrap.indent("".join(traceback.format_exception(kind, error, trace)), "  "))
+
+
+def _tell_of_thread(failed: Any) -> None:
+    if failed.exc_type is not SystemExit:
+        _tell(failed.exc_type, failed.exc_value, failed.exc_traceback)
 
 
 def _one_line_warning(message: Warning | str, category: type[Warning], *_: Any) -> str:

@@ -29,7 +29,7 @@ hostile = "{HOSTILE}"
 console = InertConsole(file=terminal())
 console.print("red", style="red")
 console.print(Text("text " + hostile))
-console.print(hostile, style="bold")
+console.note(hostile)
 table = Table()
 table.add_column(hostile)
 console.print(table)
@@ -37,16 +37,16 @@ def everybody():
     warnings.warn(hostile)
     logging.getLogger("library").warning("log %s", hostile)
     print("print " + hostile, file=sys.stderr)
-    thread = threading.Thread(target=lambda: [][hostile])
+    thread = threading.Thread(target=lambda: {{}}[hostile])
     thread.start()
     thread.join()
 everybody()
-with counting(console, hostile, 3) as advance:
+with counting(console, "replies", 3) as advance:
     advance(1)
     everybody()
     time.sleep(0.2)
     advance(2)
-with console.status("status " + hostile):
+with console.status("status"):
     everybody()
 raise ValueError(hostile)
 """
@@ -81,7 +81,9 @@ def test_on_a_terminal_only_rich_writes_escapes(optimized):
     assert left.count("UserWarning: ") == 1, "each place warns once"
     assert left.count("log \\x1b]0;evil\\x07") == left.count("print \\x1b]0;evil\\x07") == 3
     assert "ValueError: \\x1b]0;evil\\x07" in left
-    assert len(re.findall(r"^(?:log|UserWarning).*fake$", left, re.MULTILINE)) >= 2, "one line each"
+    assert len(re.findall(r"(?:UserWarning: |log )\\x1b.* scorefast: fake$", left, re.MULTILINE)) == 4, "one line each"
+    assert len(re.findall(r"^  (?:KeyError|ValueError): ", left, re.MULTILINE)) == 4
+    assert left.endswith("\n  scorefast: fake\n"), "no line of a traceback stands where one of ours would"
 
 
 @pytest.mark.parametrize("given", ["grade", "prepare", "stage1 --data", "--bogus"])
