@@ -206,38 +206,54 @@ def bounded_lines(text: TextIO, name: object, longest: int = LONGEST_LINE) -> It
         yield line
 
 
+class _RowLines:
+    """Lines for csv.reader. Those of the row that it reads are kept until the next one begins."""
+
+    def __init__(self, lines: Iterator[str], path: Path, number: int):
+        self.kept: list[str] = []
+        self._lines, self._path, self._number = lines, path, number
+        self._length = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for number, line in enumerate(self._lines, self._number):
+            self.kept.append(line)
+            self._length += len(line)
+            if self._length > 2 * LARGEST_CELL:
+                first = number - len(self.kept) + 1
+                raise UserError(f"{self._path}: line {first}: a row of more than {2 * LARGEST_CELL:,} characters")
+            yield line
+
+    def begin(self) -> None:
+        self.kept.clear()
+        self._length = 0
+
+
+def _delimiter(path: Path, first: str, note: Callable[[str], None]) -> str:
+    if _kind(path) == ".tsv":
+        return "\t"
+    head = next(csv.reader([first]), [])
+    other = next((d for d in "\t;" if d in head[0]), "") if len(head) == 1 else ""
+    if other:
+        note(f"{path}: its header has no comma: cells end at {other!r} (assumed)")
+    return other or ","
+
+
 def _csv_rows(path: Path, text: TextIO, note: Callable[[str], None]) -> Iterator[Rows | BadRow]:
     csv.field_size_limit(LARGEST_CELL)
     every = bounded_lines(text, path, 2 * LARGEST_CELL)  # csv itself tells of a cell that is larger
     blank, first = next(((n, line) for n, line in enumerate(every) if line.strip()), (0, ""))
-    delimiter = "\t" if _kind(path) == ".tsv" else ","
-    length = 0  # characters of the row being read
-
-    def counted() -> Iterator[str]:
-        nonlocal length
-        for part in every:
-            length += len(part)
-            if length > 2 * LARGEST_CELL:
-                raise UserError(f"{path}: line {blank + line + 1}: a row of more than {2 * LARGEST_CELL:,} characters")
-            yield part
-
-    ahead, behind = itertools.tee(itertools.chain([first], counted()))  # `behind` keeps the lines of the row being read
+    source = _RowLines(itertools.chain([first], every), path, blank + 1)
     try:
-        head = next(csv.reader([first], delimiter=delimiter), [])
-        if delimiter == "," and len(head) == 1 and (other := next((d for d in "\t;" if d in head[0]), "")):
-            note(f"{path}: its header has no comma: cells end at {other!r} (assumed)")
-            delimiter = other
-        reader = csv.reader(ahead, delimiter=delimiter, strict=True)
+        reader = csv.reader(source, delimiter=_delimiter(path, first, note), strict=True)
         names = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
         raise UserError(f"{path}: line {blank + 1}: {error}") from None
     if problem := _header_problem(names) or _text_problem("".join(names), text):
         raise UserError(f"{path}: {problem}")
     file, width, suspect = str(path), len(names), text.errors != "strict"
-    dropped = 0  # lines of `behind`
     rows: list[list[str]] = []
     lines: list[int] = []
-    size = 0  # characters in `rows`
+    size = 0  # characters in `rows`, and one for each cell
 
     def chunk() -> Iterator[Rows]:
         nonlocal size
@@ -248,13 +264,11 @@ def _csv_rows(path: Path, text: TextIO, note: Callable[[str], None]) -> Iterator
             size = 0
 
     def bad(problem: str) -> BadRow:
-        nonlocal dropped
-        raw = "".join(itertools.islice(behind, line - dropped, reader.line_num - dropped))
-        dropped = reader.line_num
-        return BadRow(file, blank + line + 1, problem, raw[:RAW_KEPT])
+        return BadRow(file, blank + line + 1, problem, "".join(source.kept)[:RAW_KEPT])
 
     while True:
         line = reader.line_num  # before the row
+        source.begin()
         try:
             for cells in reader:
                 problem = _text_problem("".join(cells), text) if suspect else None
@@ -265,10 +279,8 @@ def _csv_rows(path: Path, text: TextIO, note: Callable[[str], None]) -> Iterator
                 elif cells:
                     yield from chunk()
                     yield bad(problem or f"{len(cells)} cells, the header has {width}")
-                line, length = reader.line_num, 0
-                if line - dropped > 1000:
-                    collections.deque(itertools.islice(behind, line - dropped), maxlen=0)
-                    dropped = line
+                line = reader.line_num
+                source.begin()
                 if len(rows) == ROWS or size > CHARACTERS:
                     yield from chunk()
             yield from chunk()

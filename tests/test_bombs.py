@@ -81,6 +81,7 @@ BOMBS = {
         lambda p: p.write_bytes(b'question,correct_answer\n"a\n' + b'","\n' * 2**24),
         "line 2: a row of more",
     ),
+    "endless head.csv": (lambda p: p.write_bytes(b'"a\n' + b'","\n' * 2**24), "line 1: a row of more"),
     "wide.csv": (lambda p: p.write_bytes(b",".join(b"c" * 90 + b"%d" % i for i in range(100_000))), "100,000 columns"),
     "wide.jsonl": (lambda p: p.write_text(json.dumps({f"c{i}": 1 for i in range(100_000)})), "has 100,000 keys"),
     "deep.json": (lambda p: p.write_bytes(b"[" * 1_000_000), "not JSON"),
