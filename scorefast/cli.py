@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+FORCING = {"FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"}  # variables by which typer takes any stream for a terminal
 LONGEST_REFUSAL = 3000  # characters of a line that says why a command ends
 DENIED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)  # by the system, to who named it
 ENVIRONMENT = {
@@ -80,6 +81,10 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr bu
 def main() -> NoReturn:
     """Exit codes: 0 done, 1 failure, 2 bad usage or input, 130 / 143 / 129 interrupted (SIGINT, SIGTERM, SIGHUP)."""
     settle_in()
+    if os.environ.keys() & FORCING:
+        from typer import rich_utils
+
+        rich_utils.COLOR_SYSTEM = None  # its errors go to stderr, where escapes that are not ours are made visible
     RECORDED_FOLDERS.clear()
     _keep_libraries_at_home()
     try:

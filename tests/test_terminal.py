@@ -11,6 +11,7 @@ import sys
 import warnings
 
 import pytest
+from typer import rich_utils
 
 from scorefast import cli
 from scorefast.recipe import load_recipe
@@ -86,11 +87,17 @@ def test_on_a_terminal_only_rich_writes_escapes(optimized):
     assert left.endswith("\n  scorefast: fake\n"), "no line of a traceback stands where one of ours would"
 
 
+@pytest.mark.parametrize("forced", [False, True])
 @pytest.mark.parametrize("given", ["grade", "prepare", "stage1 --data", "--bogus"])
-def test_escapes_in_names_are_shown(tmp_path, given):
+def test_escapes_in_names_are_shown(tmp_path, monkeypatch, given, forced):
+    if forced:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setattr(rich_utils, "FORCE_TERMINAL", True)  # read when it was imported
+        monkeypatch.setattr(rich_utils, "COLOR_SYSTEM", "auto")
     done = scorefast_here(*given.split(), "a\x1b]0;evil\x07\x9b\u202e\nfake.csv", cwd=tmp_path)
     assert done.returncode == 2
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", done.stderr)
+    assert "\\x1b[3" not in done.stderr, "nor do colours meant for a terminal show as text"
     assert "\nfake" not in done.stderr
 
 
