@@ -41,7 +41,7 @@ SECONDS = 10.0  # for one input; the slowest that is documented is math-verify's
 GROWTH_MIB = 512  # that a target's inputs may add to the process's most memory
 ROUND = 500  # inputs
 KINDS = (".csv", ".tsv", ".jsonl", ".json", ".csv.gz", ".jsonl.gz")
-GRADERS = ("numeric", "exact", "choice", "contains")
+GRADERS = ("numeric", "text", "exact", "choice", "contains")
 # What is damaged in the folders that somebody else may have made; the first takes what is no list of damages.
 FILES = {
     "checkpoint": ("adapter_config.json", "adapter_model.safetensors", "recipe.yaml"),

@@ -17,50 +17,22 @@ from functools import lru_cache, wraps
 from typing import TypeVar
 
 from scorefast.numbers import NUMBER, plain
-from scorefast.prompts import THOUGHTS
 
 LONGEST = 20_000  # of a longer text only so many last characters are looked at, so that no reply takes long
 
-# --- thoughts --------------------------------------------------------------------------------------------------
 
-# Harmony without its special tokens: `analysis3*5=15assistantfinalThe answer is 15`.
-_HARMONY = re.compile(r"analysis(?=\s*[A-Z\d]).*(?:assistant\s*|(?<![^\W\d_]))final(?=\s*[A-Z\d$\\*])", re.DOTALL)
-_CONTROL = re.compile(r"\s*<\|(?:return|end|im_end|end_of_text|eot_id|START_RESPONSE|END_RESPONSE)\|>")
+@dataclass(frozen=True)
+class Grade:
+    """correct: counted as right. score in [0, 1]: how near, 1 exactly when correct. answer: what was graded.
 
-
-def without_thoughts(text: str, tags: Sequence[tuple[str, str]] = THOUGHTS) -> str | None:
-    """What follows the last thought of a text; None where a thought never closes, so that there is no answer.
-
-    tags: pairs of what opens a thought and what closes it, in any case. Without what opens it, a thought begins with
-    the text.
+    reason: why, in a few words (`grade --explain`). unsure: the rules cannot tell, and so count the reply as wrong.
     """
-    if text.startswith("analysis") and (harmony := _HARMONY.match(text)):
-        text = text[harmony.end() :]
-    starts, opening, closing = _patterns(tags if isinstance(tags, tuple) else tuple(tags))
-    for letter, start in starts:
-        if letter in text and start.search(text):
-            break
-    else:
-        return text
-    end = max((match.end() for match in closing.finditer(text)), default=0)
-    if opening.search(text, end):
-        return None
-    return _CONTROL.sub("", text[end:]) if end else text
 
-
-@lru_cache(maxsize=16)
-def _patterns(
-    tags: tuple[tuple[str, str], ...],
-) -> tuple[list[tuple[str, re.Pattern[str]]], re.Pattern[str], re.Pattern[str]]:
-    """How tags start, found fast: a letter, and a pattern of two; patterns of what opens and what closes a thought."""
-    seconds: dict[str, str] = {}
-    for side in (side for tag in tags for side in tag):
-        seconds[side[0]] = seconds.get(side[0], "") + re.escape(side[1:2].lower() + side[1:2].upper())
-    starts = [
-        (first, re.compile(re.escape(first) + (f"[{second}]" if second else ""))) for first, second in seconds.items()
-    ]
-    opening, closing = ("|".join(map(re.escape, dict.fromkeys(side))) for side in zip(*tags, strict=True))
-    return starts, re.compile(opening, re.IGNORECASE), re.compile(closing, re.IGNORECASE)
+    correct: bool
+    score: float
+    answer: str = ""
+    reason: str = ""
+    unsure: bool = False
 
 
 # --- markers ---------------------------------------------------------------------------------------------------

@@ -219,11 +219,15 @@ def grade(
         str, typer.Argument(help="JSONL of objects with answer, reference and, if known, label; - is stdin.")
     ],
     grader: Annotated[
-        str, typer.Option("--grader", help="auto, numeric, math, exact, choice or contains, where a line names none.")
+        str, typer.Option("--grader", help=f"{', '.join(get_args(GraderName))}, where a line names none.")
     ] = "auto",
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say on stderr, line by line, what was read and why it is right or wrong.")
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Grade each line of FILE: the same objects with `correct` and `score` on stdout, agreement with labels on stderr.
+    """Grade each line of FILE: on stdout the same objects with `correct`, `score`, `reason` and `unsure`, on stderr the
+    agreement with labels.
 
     A line may name its own `grader`, and the `question` that was asked.
     """
@@ -235,6 +239,8 @@ def grade(
     for number, row in grade_lines(file, grader_name(grader)):
         print(report.json_line(row))
         graded.append((number, row))
+        if explain:
+            console.print(report.explanation(number, row), soft_wrap=True)
     if not graded:
         raise UserError(f"{file}: no line to grade")
     named = Counter(auto_grader(str(row["reference"])) for _, row in graded if row.get("grader", grader) == "auto")

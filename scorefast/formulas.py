@@ -130,7 +130,7 @@ _FORMULA = re.compile(
     | (?<![A-Za-z])[abxy]/[abxy](?![A-Za-z])
     | ^\s*[\[({{].*,.*[\])}}]\s*$  |  ^\s*\{{.*\}}\s*$  |  ^\|.*\|$
     | ^\s*{_NUMERAL}(?:\s*[,;]\s*{_NUMERAL})+\s*$  |  ^\s*[\d.]+(?:\s*:\s*[\d.]+)+\s*$
-    | \d!(?!\w)  |  \d(?:n|[xyz]{{1,2}})(?![A-Za-z])""",
+    | \d!(?!\w)  |  \d\s*[-+]\s*\d*\.?\d*[inxyz](?![A-Za-z])  |  \d(?:n|[xyz]{{1,2}})(?![A-Za-z])""",
     re.VERBOSE,
 )
 # Equations that give no one unknown its value: `x + y = 5`, `3x = y`, `x = 1, y = 2`; not `x = 5` or `P(A) = 5`.

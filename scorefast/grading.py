@@ -12,11 +12,10 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, cast, get_args
 
-from scorefast.answers import LONGEST, final_answer, last_line, remembered, unlatexed, without_thoughts
+from scorefast.answers import LONGEST, Grade, final_answer, last_line, remembered, unlatexed
 from scorefast.data import normalized
 from scorefast.formulas import equal, expression, in_words, is_formula, is_more_than_a_number
 from scorefast.letters import LETTER_ALONE, chosen_letter, reference_letter
@@ -24,27 +23,16 @@ from scorefast.numbers import Number, parse_number
 from scorefast.recipe import GraderName, UserError
 from scorefast.sources import DEEPEST, bounded_lines, is_deep, line_text, stdin_text
 from scorefast.stated import ends_on_number, final_number, number_or_why, reference_number
+from scorefast.texts import grade_text, other_unit
+from scorefast.thoughts import without_thoughts
 from scorefast.untrusted import shortened
 
-Chosen = Literal["exact", "numeric", "math", "contains", "choice"]  # every GraderName but auto
+Chosen = Literal["text", "numeric", "math", "exact", "choice", "contains"]  # every GraderName but auto
 GRADERS: tuple[Chosen, ...] = get_args(Chosen)
 
+SHORT = 300  # characters of a reply that `auto` may read as a text where the reference is a number
 _BELOW_ONE = 1 - 1e-9  # the most a wrong answer scores
 _EDGES = " .,;:!?*_`\"'()[]{}<>«»“”‘’「」『』。、…~"  # markup and punctuation around a word; no sign, %, $, #
-
-
-@dataclass(frozen=True)
-class Grade:
-    """correct: counted as right. score in [0, 1]: how near, 1 exactly when correct. answer: what was graded.
-
-    reason: why, in a few words (`grade --explain`). unsure: the rules cannot tell, and so count the reply as wrong.
-    """
-
-    correct: bool
-    score: float
-    answer: str = ""
-    reason: str = ""
-    unsure: bool = False
 
 
 def grade(reply: str, reference: str, grader: GraderName = "auto", question: str | None = None) -> Grade:
@@ -54,16 +42,20 @@ def grade(reply: str, reference: str, grader: GraderName = "auto", question: str
       ignored, no tolerance; a percentage also equals the bare number of per cent). Score 1 / (1 + |a - r| / |r|).
     math: equal as mathematics, by math-verify, in a process of its own with a time limit; a sum or product of plain
       numbers left undone (`9 + 9`) is wrong where the reference is a plain number.
+    text: what the reference adds to the question is stated by the one answer the reply commits to, in whatever words of
+      English or Korean its rules know (`texts`); what they do not know is `unsure`, and wrong.
     exact: the marked answer, or without one the last line or the whole reply, equals the reference (its marked answer)
       but for NFKC, case, white space, and punctuation at the edges of words.
     choice: the one letter A to E (or ① to ⑤; to J where the reference is one) the reply commits to; of `A. Wait, no,
       B.` the last.
     contains: the reference stands as a word in the marked answer or the last line, neither denied nor among others.
-    auto: `auto_grader` of this one reference; a formula given for a number is compared as math does.
+    auto: `auto_grader` of this one reference. For a number it also takes an equal formula, as math does, or a short
+      text that states the number in words, as text does; and not the same number of another unit.
 
     A thought before the answer (`without_thoughts`) does not count; one that never closes leaves no answer. A sentence
-    of `question` that the reply repeats is not part of its answer. Score of a wrong text: the better of rapidfuzz's
-    edit and token-sort ratio.
+    of `question` that the reply repeats is not part of its answer. Score of a wrong text: of `text` the share of the
+    reference's words that are stated, where unsure, else 0; of the others the better of rapidfuzz's edit and token-sort
+    ratio.
     """
     said, right = without_thoughts(reply), without_thoughts(reference)
     if said is None or right is None:
@@ -72,23 +64,35 @@ def grade(reply: str, reference: str, grader: GraderName = "auto", question: str
     said, right = said[-LONGEST:], right[-LONGEST:]
     if question and chosen != "choice":  # there an option is named in the question's own words
         said = without_question(said, question)
-    found = _GRADES[chosen](said, right)
-    if grader == "auto" and found.reason in ("no number", "part of a formula") and is_formula(expression(said)):
-        return _math(said, right)  # `\\binom{6}{2}` for 15
-    return found
+    found = _GRADES[chosen](said, right, question)
+    return _with_words(found, said, right, question) if grader == "auto" and chosen == "numeric" else found
+
+
+def _with_words(found: Grade, reply: str, reference: str, question: str | None) -> Grade:
+    """What `auto` makes of a numeric grade: other units are wrong; a formula may be equal, and a short text may state
+    the number in words, as a time, or with a conversion in brackets."""
+    if found.correct:
+        other = other_unit(reply, reference)
+        return Grade(False, 0.0, found.answer, f"another unit: {other}") if other else found
+    if found.reason in ("no number", "part of a formula") and is_formula(expression(reply)):
+        return _math(reply, reference)  # `\\binom{6}{2}` for 15
+    if len(reply) > SHORT or not found.reason.startswith(("no number", "reads ", "a sum left undone")):
+        return found
+    by_text = grade_text(reply, reference, question)
+    return by_text if by_text.correct else found
 
 
 @remembered
 def auto_grader(reference: str) -> Chosen:
     """The grader that fits a reference answer: choice for a letter A to J alone, numeric where it ends on a number,
-    math for formulas, equations, sets and lists of numbers, else exact."""
+    math for formulas, equations, sets and lists of numbers, else text."""
     reference = without_thoughts(reference) or ""
     if LETTER_ALONE.fullmatch(reference.strip()):
         return "choice"
     final = final_answer(reference).text.strip()
     if not is_more_than_a_number(final) and ends_on_number(reference):
         return "numeric"
-    return "math" if is_formula(final) or re.search(r"\\[a-zA-Z]+|\$[^$]+\$", reference) else "exact"
+    return "math" if is_formula(final) or re.search(r"\\[a-zA-Z]+|\$[^$]+\$", reference) else "text"
 
 
 _WORDS = re.compile(r"[^\W\d_가-힣]{2,}|(?=[가-힣])[가-힣]|(?<=[가-힣])[가-힣]+")
@@ -119,7 +123,7 @@ def unusable_reference(reference: str, grader: GraderName) -> str | None:
 
 
 def grade_lines(file: str, grader: GraderName) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, object) of a JSONL file, `-` for stdin, each with `correct` and `score` added.
+    """(line, object) of a JSONL file, `-` for stdin, each with `correct`, `score`, `reason` and `unsure` added.
 
     An object has `answer`, `reference` and, where known, `label` (true or false), `grader`, `question`. Raises
     UserError naming file and line.
@@ -159,7 +163,8 @@ def _graded_line(where: str, line: str, grader: GraderName) -> dict[str, Any]:
         raise UserError(f"{where}: 'grader' is {given}; expected one of {known}")
     question = None if row.get("question") is None else str(row["question"])
     found = grade(str(row["answer"]), str(row["reference"]), row.get("grader") or grader, question)
-    return row | {"correct": found.correct, "score": round(found.score, 6)}
+    added = {"correct": found.correct, "score": round(found.score, 6), "reason": found.reason, "unsure": found.unsure}
+    return row | added
 
 
 # --- numeric -----------------------------------------------------------------------------------------------------
@@ -312,10 +317,16 @@ def _math(reply: str, reference: str) -> Grade:
     return Grade(correct, 1.0 if correct else similarity(answer, truth), answer, why)
 
 
-_GRADES: dict[Chosen, Callable[[str, str], Grade]] = {
-    "exact": _exact,
-    "numeric": _numeric,
-    "math": _math,
-    "contains": _contains,
-    "choice": _choice,
+def _ignoring_question(graded: Callable[[str, str], Grade]) -> Callable[[str, str, str | None], Grade]:
+    """A grader that has no use for the question."""
+    return lambda reply, reference, question: graded(reply, reference)
+
+
+_GRADES: dict[Chosen, Callable[[str, str, str | None], Grade]] = {
+    "text": grade_text,
+    "numeric": _ignoring_question(_numeric),
+    "math": _ignoring_question(_math),
+    "exact": _ignoring_question(_exact),
+    "choice": _ignoring_question(_choice),
+    "contains": _ignoring_question(_contains),
 }

@@ -16,6 +16,7 @@ from functools import cached_property
 from itertools import groupby, pairwise, zip_longest
 from typing import Any, Literal
 
+from scorefast.thoughts import THOUGHTS, split_thoughts
 from scorefast.untrusted import bounded_work, one_line, shortened
 
 # The wording of the paper's mathematics prompt (arXiv 2409.12917, appendix), without its formatting demand.
@@ -29,15 +30,6 @@ CORRECTION = (
 # it. Llama-3's own choice, where it cannot know.
 THE_DAY = date(2024, 7, 26)
 TEMPLATE_WORK = (10.0, 2**28)  # seconds and bytes that compiling and filling a template may take; Gemma's takes 0.1 s
-# What opens and closes a model's thoughts, where its template or its replies show one of these.
-THOUGHTS: tuple[tuple[str, str], ...] = (
-    *((f"<{name}>", f"</{name}>") for name in ("think", "thinking", "thought", "thoughts", "reasoning", "seed:think")),
-    *(("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"), ("<|inner_prefix|>", "<|inner_suffix|>")),
-    *(("<|begin_of_thought|>", "<|end_of_thought|>"), ("<|START_THINKING|>", "<|END_THINKING|>")),
-    *(("<|channel>thought", "<channel|>"), ("<unused94>thought", "<unused95>")),
-    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
-    ("<|channel|>commentary<|message|>", "<|channel|>final<|message|>"),
-)
 # What the tokenizer itself passes to a template.
 RESERVED_OPTIONS = {"messages", "add_generation_prompt", "tools", "documents", "continue_final_message", "tokenize"}
 
@@ -418,7 +410,9 @@ class ChatFormat:
 
     def answer(self, reply: list[int]) -> tuple[str, str | None]:
         """(the thoughts, what is said after them): what is said is None where a thought never closes."""
-        return split_thoughts(self.decode(reply), (self.tags,) if self.tags else (), opened=self.opens_thought)
+        if self.tags is None:
+            return "", self.decode(reply)
+        return split_thoughts(self.decode(reply), (self.tags,), opened=self.opens_thought)
 
     def render(self, ids: list[int]) -> list[tuple[str, bool]]:
         """The ids as a model sees them: text (False), and every control token by itself (True)."""
@@ -429,21 +423,6 @@ class ChatFormat:
             else:
                 shown.append((self.tokenizer.decode(list(run), clean_up_tokenization_spaces=False), False))
         return shown
-
-
-def split_thoughts(
-    text: str, pairs: Sequence[tuple[str, str]] = THOUGHTS, *, opened: bool = False
-) -> tuple[str, str | None]:
-    """(the thoughts, what is said after the last of them): what is said is None where a thought never closes.
-
-    opened: the text begins inside a thought.
-    """
-    end = max((at + len(close) for _, close in pairs if (at := text.rfind(close)) >= 0), default=0)
-    inside = (opened and not end) or any(start in text[end:] for start, _ in pairs)
-    thoughts = text if inside else text[:end]
-    for tag in (tag for pair in pairs for tag in pair):
-        thoughts = thoughts.replace(tag, " ")
-    return thoughts.strip(), None if inside else text[end:].strip()
 
 
 def _ids(tokens: Sequence[Token]) -> list[int]:

@@ -28,7 +28,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Tag = Annotated[str, Field(min_length=1, max_length=50)]
 
 
-GraderName = Literal["auto", "numeric", "math", "exact", "choice", "contains"]
+GraderName = Literal["auto", "text", "numeric", "math", "exact", "choice", "contains"]
 
 
 class RunError(Exception):

@@ -416,6 +416,15 @@ def _draw_lengths(figure: Any, lengths: dict[str, list[int]], limits: dict[str, 
 # --- the grader against labels -------------------------------------------------------------------------------------
 
 
+def explanation(line: int, row: dict[str, Any]) -> Text:
+    """One graded object in a line: the verdict, the reason, the reply and its reference."""
+    verdict = "right" if row["correct"] else "unsure, so wrong" if row["unsure"] else "wrong"
+    answer, reference = (shortened(" ".join(printable(str(row[key])).split()), 80) for key in ("answer", "reference"))
+    text = Text(f"line {line}: ", style="dim")
+    text.append(verdict, style="green not dim" if row["correct"] else "red not dim")
+    return text.append(f": {printable(row['reason'])}: {answer!r} for {reference!r}", style="not dim")
+
+
 def print_agreement(console: Console, graded: Sequence[tuple[int, dict[str, Any]]], shown: int = 10) -> None:
     """Counts, and where there are labels a table of agreement (Wilson 95 %) with the first lines of disagreement."""
     labelled = [(n, row) for n, row in graded if row.get("label") is not None]

@@ -20,8 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from scorefast.answers import Grade
 from scorefast.data import Example
-from scorefast.grading import Grade, auto_grader, grade, unusable_reference
+from scorefast.grading import auto_grader, grade, unusable_reference
 from scorefast.presets import COLUMNS, OPTIONAL
 from scorefast.recipe import GraderName, OriginReward, UserError
 from scorefast.untrusted import one_line, shortened

@@ -28,6 +28,22 @@ _BOUND_BEFORE = re.compile(
     r"\s*(?:or equal to\s*)?[*_$\s]*$",
     re.IGNORECASE,
 )
+_SUPPOSED_BEFORE = re.compile(  # of the only number there is; of several, the last is then a second candidate
+    r"(?:\b(?:maybe|perhaps|possibly|(?:might|may|could) be|doubt|not sure|whether)|아마|혹시)"
+    r"\s*(?:(?:that|if|whether)\s+)?(?:it(?:'s|\s+is)\s+)?[*_$\s]*$",
+    re.IGNORECASE,
+)
+_CONTRASTED_BEFORE = re.compile(
+    r"\b(?:(?:people|many|some) (?:say|think|believe)|(?:confused|mistaken) (?:with|for)|instead of|unlike"
+    r"|anything but)\s*(?:that\s+)?(?:it(?:'s|\s+is)\s+)?[*_$\s]*$",
+    re.IGNORECASE,
+)
+_SUPPOSED_AFTER = re.compile(
+    rf"[*_`)\"'\s]*{UNIT}\s*(?:(?:is|was)\s+(?:(?:a|an|just|only|often|commonly)\s+){{0,2}}"
+    r"(?:common\s+)?(?:mistake|guess|myth|distractor|misconception|mistaken)|would be (?:wrong|incorrect|a mistake))"
+    r"|[*_`)\"'\s]*[가-힣%]{0,3}?(?:인지|일지)(?![가-힣])",
+    re.IGNORECASE,
+)
 _DENIED_AFTER = re.compile(
     rf"[*_`)\"'\s]*{UNIT}\s*(?:(?:is|was|are)\s*(?:not\b|n't|wrong|incorrect|false)|isn't|wasn't"
     r"|or\s+(?:more|less|fewer|higher|lower|above|below)\b|and\s+(?:above|below)\b)"
@@ -137,11 +153,11 @@ def _why_none(text: str) -> str:
     found = list(NUMBER.finditer(text))
     if not found:
         return "no number"
-    return "asked, not stated" if _is_asked(text, found[-1]) else "denied, or only a bound"
+    return "asked, not stated" if _is_asked(text, found[-1]) else "denied, supposed, or only a bound"
 
 
 def _asserted(text: str) -> list[re.Match[str]]:
-    """Matches of `NUMBER` that the text states: neither denied, nor asked, nor numbering a list."""
+    """Matches of `NUMBER` that the text states: neither denied, supposed or asked, nor numbering a list."""
     found = list(NUMBER.finditer(text))
     if not found:
         return []
@@ -149,7 +165,10 @@ def _asserted(text: str) -> list[re.Match[str]]:
     stated = [m for m in found if m.start() not in bullets] or found
     if "?" in text:
         stated = [m for m in stated if not _is_asked(text, m)]
-    return [m for m in stated if not _is_denied(text, m)]
+    stated = [m for m in stated if not _is_denied(text, m)]
+    if len(found) == 1 and stated and _SUPPOSED_BEFORE.search(text, max(found[0].start() - 40, 0), found[0].start()):
+        return []
+    return stated
 
 
 def _is_asked(text: str, number: re.Match[str]) -> bool:
@@ -159,9 +178,9 @@ def _is_asked(text: str, number: re.Match[str]) -> bool:
 
 def _is_denied(text: str, number: re.Match[str]) -> bool:
     before = text[max(number.start() - 40, 0) : number.start()]
-    if _NEGATED_BEFORE.search(before) or _BOUND_BEFORE.search(before):
+    if _NEGATED_BEFORE.search(before) or _BOUND_BEFORE.search(before) or _CONTRASTED_BEFORE.search(before):
         return True
-    return _DENIED_AFTER.match(text, number.end(), number.end() + 40) is not None
+    return any(after.match(text, number.end(), number.end() + 40) for after in (_DENIED_AFTER, _SUPPOSED_AFTER))
 
 
 def _after_equals(text: str, numbers: list[re.Match[str]]) -> int:

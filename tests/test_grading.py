@@ -14,11 +14,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from scorefast import formulas
-from scorefast.answers import THOUGHTS, without_thoughts
 from scorefast.grading import GRADERS, auto_grader, grade, unusable_reference, without_question
 from scorefast.math_worker import MathWorker
 from scorefast.numbers import parse_number
 from scorefast.stated import final_number
+from scorefast.thoughts import THOUGHTS, split_thoughts, without_thoughts
 from tests.conftest import REPOSITORY, scorefast
 
 GSM8K = REPOSITORY.parent / "shared" / "data" / "gsm8k"
@@ -267,7 +267,10 @@ def test_a_text_nearer_to_the_reference_scores_higher():
         *(("18", "18.0", "numeric", "18 = 18"), ("12", "18", "numeric", "reads 12, not 18")),
         *(("eighteen", "18", "numeric", "no number"), ("18 or 20", "18", "numeric", "several candidates")),
         *(("Is it 18?", "18", "numeric", "asked, not stated"), ("9 + 9", "18", "numeric", "a sum left undone")),
-        *((r"4\pi", "4", "numeric", "part of a formula"), ("more than 4", "4", "numeric", "denied, or only a bound")),
+        *(
+            (r"4\pi", "4", "numeric", "part of a formula"),
+            ("more than 4", "4", "numeric", "denied, supposed, or only a bound"),
+        ),
         *(("4", r"4\pi", "numeric", "the reference is not one number"), ("x+1", "1+x", "math", "equal as mathematics")),
         *(("x", "y", "math", "not equal as mathematics"), ("", "x", "math", "no formula")),
         *(("C", "B", "choice", "reads C, not B"), ("A or B", "B", "choice", "no one letter")),
@@ -289,7 +292,7 @@ def test_a_grade_says_why(reply, reference, grader, reason):
     [
         *(
             ("<think>a</think>15", "15"),
-            ("a</think>\n15", "\n15"),
+            ("a</think>\n15", "15"),
             ("[THINK]a[/THINK]15", "15"),
             ("<THINK>a</THINK>15", "15"),
         ),
@@ -298,7 +301,7 @@ def test_a_grade_says_why(reply, reference, grader, reason):
         ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>15<|return|>", "15"),
         *(("<|channel|>analysis<|message|>15", None), ("analysisWe add.assistantfinal15", "15")),
         *(
-            ("analysis 3*5=15 final The answer is 15", " The answer is 15"),
+            ("analysis 3*5=15 final The answer is 15", "The answer is 15"),
             ("analysis of the final act", "analysis of the final act"),
         ),
     ],
@@ -308,7 +311,7 @@ def test_what_follows_the_thoughts_counts(text, rest):
 
 
 def test_tags_of_thoughts_may_be_chosen():
-    assert without_thoughts("{{a}}15<think>", [("{{", "}}")]) == "15<think>"
+    assert split_thoughts("{{a}}15<think>", (("{{", "}}"),)) == ("a", "15<think>")
 
 
 @pytest.mark.parametrize(
@@ -328,19 +331,19 @@ def test_tags_of_thoughts_may_be_chosen():
             for text in ("x = 5", "12 500", "18 km/h", "5 €", "9*2=18", "3 x 4 = 12", "P(A) = 0.5", "2^10")
         ),
         *(
-            (text, "exact")
+            (text, "text")
             for text in ("May 5", "2:30 PM", "10:30:15", "2024-01-15", "C++", "B-52", "R2-D2", "n/a", "3-5")
         ),
-        *(("H", "choice"), ("(j)", "exact")),
+        *(("H", "choice"), ("(j)", "text")),
         *(("18", "numeric"), ("... = 18\n#### 18", "numeric"), ("It is $18.", "numeric"), ("18 cm", "numeric")),
         *((r"\boxed{18}", "numeric"), (r"\boxed{x^2}", "math"), ("x^2 + 1", "math"), ("(1, 2)", "math")),
-        *(("B", "choice"), ("(C)", "choice"), ("Paris", "exact"), ("May 1st", "exact"), ("서울", "exact")),
+        *(("B", "choice"), ("(C)", "choice"), ("Paris", "text"), ("May 1st", "text"), ("서울", "text")),
         *(
-            ("3/4/2020", "exact"),
-            ("12:30", "exact"),
-            ("Apollo 11", "exact"),
-            ("3 and 5", "exact"),
-            ("Article 5 of the constitution", "exact"),
+            ("3/4/2020", "text"),
+            ("12:30", "text"),
+            ("Apollo 11", "text"),
+            ("3 and 5", "text"),
+            ("Article 5 of the constitution", "text"),
         ),
     ],
 )
@@ -627,10 +630,10 @@ def test_number_pairs():
     """Thoughts, formulas, boxes, intervals, thousands, markers, letters. Written in four parts, each before it ran: at
     first contact 124 of 127, 108 of 113, 103 of 111 and 69 of 76 agreed. Of the last two parts four labels that a rule
     contradicts are left out, and two pairs that no rule here decides: a hedge taken back, and `E` for the constant e.
-    The one left, a time in a sentence, is a text."""
+    So is `2:30` for `2:30 PM`, which the text grader takes."""
     pairs = lines(REPOSITORY / "tests" / "number_pairs.jsonl")
-    assert len(pairs) == 421
-    assert disagreeing(pairs) <= {(153, "auto")}
+    assert len(pairs) == 420
+    assert disagreeing(pairs) == set()
 
 
 @pytest.mark.skipif(not GIVEN.is_file(), reason="lacks grader_pairs.jsonl, which is not in the repository")
@@ -753,9 +756,37 @@ def test_the_command_adds_verdicts_and_shows_agreement(tmp_path):
     assert done.returncode == 0, done.stderr
     out = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["correct"] for row in out] == [True, False, False, True]
-    assert [{k: v for k, v in row.items() if k not in ("correct", "score")} for row in out] == rows
+    added = {"correct", "score", "reason", "unsure"}
+    assert [{k: v for k, v in row.items() if k not in added} for row in out] == rows
+    assert [row["reason"] for row in out][:2] == ["18 = 18", "several candidates"]
     assert "agreement 66.7 [20.8, 93.9] %" in done.stderr
     assert "line 3: labelled right: '18 or 20' for '18'" in done.stderr
+    assert "line 3: wrong: several candidates" not in done.stderr
+    explained = scorefast("grade", "f.jsonl", "--explain", cwd=tmp_path)
+    assert explained.stdout == done.stdout
+    for line in ("line 1: right: 18 = 18: 'It is 18.' for '#### 18'", "line 3: wrong: several candidates: '18 or 20'"):
+        assert line in explained.stderr
+
+
+@pytest.mark.parametrize(
+    ("reply", "reference", "reason"),
+    [
+        ("Three dozen eggs is thirty-six eggs.", "36 eggs", 'states "36 egg'),
+        ("오후 1시예요.", "13시", 'states "time:13'),
+        ("8,849 meters (29,032 feet)", "8,849 m", 'states "8849 m'),
+        ("10 kilometers", "10 miles", "another unit: km"),
+        ("10 miles", "10 miles", "10 = 10"),
+        ("10", "10 miles", "10 = 10"),
+        ("Maybe 36.", "36", "denied, supposed, or only a bound"),
+        ("It is 35, often confused with 36.", "36", "reads 35, not 36"),
+        ("36 is a common mistake.", "36", "denied, supposed, or only a bound"),
+        ("18, maybe 36", "36", "several candidates"),
+    ],
+)
+def test_auto_reads_a_short_text_for_a_number_and_its_unit(reply, reference, reason):
+    found = grade(reply, reference, "auto")
+    assert found.reason.startswith(reason)
+    assert found.correct == (" = " in reason or reason.startswith("states"))
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,10 @@ from scorefast.chat import TextChunks
 from scorefast.data import Example
 from scorefast.model import chat_format, generate, load_policy
 from scorefast.objective import TurnCoefficients
-from scorefast.prompts import CORRECTION, ChatFormat, split_thoughts
+from scorefast.prompts import CORRECTION, ChatFormat
 from scorefast.recipe import UserError, load_recipe, model_path
 from scorefast.rollout import attempt, collate, data_attempt, supervised_trajectories
+from scorefast.thoughts import split_thoughts
 from scorefast.trainer import micro_batch_loss
 from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast
 

@@ -205,7 +205,7 @@ def test_a_pattern_for_modules_is_not_run_the_weights_name_them(adapter, recipe,
     [
         ({"model_type": "mine", "auto_map": {"AutoConfig": "evil.Config"}}, "contains custom code"),
         ({"model_type": None}, "no configuration to be had|cannot be loaded|no tokenizer"),
-        ({"model_type": "mine"}, "no tokenizer|cannot be loaded"),
+        ({"model_type": "mine"}, "no configuration to be had"),
         ({"num_hidden_layers": 10**12}, "num_hidden_layers is 1000000000000; at most 1000"),
         ({"text_config": {"num_hidden_layers": 10**12}}, "num_hidden_layers is 1000000000000"),
         ({"num_hidden_layers": 5, "layer_types": None}, "tensors are missing"),

@@ -1,0 +1,59 @@
+"""Thoughts in a model's replies: their tags, and what is said after them. Pure functions of text; imports no torch."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+# What opens and closes a model's thoughts, where its template or its replies show one of these.
+THOUGHTS: tuple[tuple[str, str], ...] = (
+    *((f"<{name}>", f"</{name}>") for name in ("think", "thinking", "thought", "thoughts", "reasoning", "seed:think")),
+    *(("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"), ("<|inner_prefix|>", "<|inner_suffix|>")),
+    *(("<|begin_of_thought|>", "<|end_of_thought|>"), ("<|START_THINKING|>", "<|END_THINKING|>")),
+    *(("<|channel>thought", "<channel|>"), ("<unused94>thought", "<unused95>")),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+    ("<|channel|>commentary<|message|>", "<|channel|>final<|message|>"),
+)
+# Harmony without its special tokens: `analysis3*5=15assistantfinalThe answer is 15`.
+_HARMONY = re.compile(r"analysis(?=\s*[A-Z\d]).*(?:assistant\s*|(?<![^\W\d_]))final(?=\s*[A-Z\d$\\*])", re.DOTALL)
+_CONTROL = re.compile(r"\s*<\|(?:return|end|im_end|end_of_text|eot_id|START_RESPONSE|END_RESPONSE)\|>")
+
+
+def split_thoughts(
+    text: str, tags: tuple[tuple[str, str], ...] = THOUGHTS, *, opened: bool = False
+) -> tuple[str, str | None]:
+    """(the thoughts, what is said after the last of them): what is said is None where a thought never closes.
+
+    tags: pairs of what opens a thought and what closes it, in any case. opened: the text begins inside a thought, as
+    does one with a closing tag alone.
+    """
+    if text.startswith("analysis") and (harmony := _HARMONY.match(text)):
+        return text[: harmony.end()], text[harmony.end() :].strip()
+    starts, opening, closing = _patterns(tags)
+    if not opened and not any(letter in text and start.search(text) for letter, start in starts):
+        return "", text
+    end = max((match.end() for match in closing.finditer(text)), default=0)
+    inside = (opened and not end) or opening.search(text, end) is not None
+    thoughts = opening.sub(" ", closing.sub(" ", text if inside else text[:end])).strip()
+    said = _CONTROL.sub("", text[end:]) if end else text
+    return thoughts, None if inside else said.strip()
+
+
+def without_thoughts(text: str) -> str | None:
+    """What is said after the last thought of a text; None where one never closes, so that there is no answer."""
+    return split_thoughts(text)[1]
+
+
+@lru_cache(maxsize=16)
+def _patterns(
+    tags: tuple[tuple[str, str], ...],
+) -> tuple[list[tuple[str, re.Pattern[str]]], re.Pattern[str], re.Pattern[str]]:
+    """How tags start, found fast: a letter, and a pattern of two; patterns of what opens and what closes a thought."""
+    seconds: dict[str, str] = {}
+    for side in (side for tag in tags for side in tag):
+        seconds[side[0]] = seconds.get(side[0], "") + re.escape(side[1:2].lower() + side[1:2].upper())
+    starts = [
+        (first, re.compile(re.escape(first) + (f"[{second}]" if second else ""))) for first, second in seconds.items()
+    ]
+    opening, closing = ("|".join(map(re.escape, dict.fromkeys(side))) for side in zip(*tags, strict=True))
+    return starts, re.compile(opening, re.IGNORECASE), re.compile(closing, re.IGNORECASE)
