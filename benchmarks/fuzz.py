@@ -125,13 +125,48 @@ def override(data: bytes) -> None:
 
 def source(data: bytes) -> None:
     """The first byte chooses the kind of file, and whether the content of a .gz is compressed at all."""
-    from scorefast.data import Dropped, Reading
-    from scorefast.recipe import Data
-
     head, content = data[:1] or b"\0", data[1:]
     kind = KINDS[head[0] // 2 % len(KINDS)]
     path = scratch() / f"data{kind}"
     path.write_bytes(gzip.compress(content, 1) if kind.endswith(".gz") and head[0] % 2 else content)
+    _read(path)
+
+
+def parquet(data: bytes) -> None:
+    path = scratch() / "data.parquet"
+    path.write_bytes(data)
+    _read(path)
+
+
+def prepared(data: bytes) -> None:
+    """A prepared folder whose manifest has the hash of these bytes for one of its splits."""
+    from scorefast.data import load_dataset
+
+    folder = _sound_prepared()
+    (folder / "test.parquet").write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest["sha256"]["test.parquet"] = hashlib.sha256(data).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    for example in load_dataset(str(folder), _tiny_recipe().data).splits["test"]:
+        assert example.question.strip()
+        assert example.correct_answer.strip()
+
+
+@cache
+def _sound_prepared() -> Path:
+    from scorefast.prepare import prepare
+
+    folder = scratch() / "prepared"
+    folder.mkdir()
+    (scratch() / "one.csv").write_text("question,correct_answer\nWhat is 1 + 2?,3\n", encoding="utf-8")
+    prepare(str(scratch() / "one.csv"), _tiny_recipe(), folder)
+    return folder
+
+
+def _read(path: Path) -> None:
+    from scorefast.data import Dropped, Reading
+    from scorefast.recipe import Data
+
     reading = Reading(str(path), Data(on_error="skip"))
     rows = sum(1 if isinstance(part, Dropped) else len(part.lines) for part in _counted(reading))
     assert rows == reading.rows_read
@@ -332,6 +367,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "recipe": recipe,
     "set": override,
     "source": source,
+    "parquet": parquet,
+    "prepared": prepared,
     "answer": answer,
     "math": math,
     "checkpoint": checkpoint,
@@ -346,6 +383,8 @@ RUNS = {
     "recipe": (5_000, 120),
     "set": (5_000, 60),
     "source": (5_000, 120),
+    "parquet": (3_000, 0),
+    "prepared": (3_000, 0),
     "answer": (8_000, 90),
     "math": (60, 0),
     "checkpoint": (600, 0),

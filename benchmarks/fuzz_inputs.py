@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import gzip
 import io
 import json
 import random
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from hypothesis import strategies as st
 
-from benchmarks.fuzz import FILES
+from benchmarks.fuzz import FILES, KINDS
 from scorefast.recipe import known_keys
 
 TEXT = st.text(max_size=40) | st.text("\0\x1b\x7f\u202e\ufeff\u200b١Ⅷ½²①万가\u0301\x85\u2028\t\r\n", max_size=20)
@@ -47,6 +51,7 @@ SAID += (
 )
 SAID += "|Is it "
 COLUMNS = ["question", "correct_answer", "original_answer", "answer", "problem", "solution", "messages", "grader"]
+FIELDS = ["id", "question", "original_answer", "correct_answer", "grader", "original_answer_by", "extra", "other"]
 CELLS = ['"', '""', ",", ";", "\t", "\r\n", "\n", "\r", "#### 5", "\\boxed{1}", "<<1+1=2>>", "numeric", "sep=;"]
 LORA = """r lora_alpha target_modules peft_type task_type rank_pattern alpha_pattern lora_dropout bias revision
 modules_to_save init_lora_weights layers_to_transform layers_pattern exclude_modules use_dora use_rslora loftq_config
@@ -78,6 +83,8 @@ def inputs(target: str) -> st.SearchStrategy[bytes]:
         "recipe": _recipes,
         "set": _overrides,
         "source": _sources,
+        "parquet": lambda: _parquet(st.sampled_from(COLUMNS) | TEXT, []),
+        "prepared": lambda: _parquet(st.sampled_from(FIELDS), ["id", "question", "correct_answer"]),
         "answer": lambda: st.tuples(st.sampled_from([b"\0", b"\1", b"\2", b"\3"]), _replies()).map(b"".join),
         "math": _replies,
         "checkpoint": lambda: _damages("checkpoint", LORA.split()),
@@ -157,7 +164,33 @@ def _sources() -> st.SearchStrategy[bytes]:
     narrow = encoded(tables | loose | lines | records.map(json.dumps) | TREE.map(json.dumps))
     codecs = st.sampled_from(["utf-16", "utf-32", "cp949", "utf-16-le", "utf-16-be", "cp1252", "shift-jis"])
     wide = st.tuples(tables | lines, codecs).map(lambda parts: parts[0].encode(parts[1], "replace"))
+    packed = spoiled(encoded(tables | lines).map(lambda content: bytes(gzip.compress(content))))
+    plain |= packed.map(lambda content: bytes([2 * KINDS.index(".jsonl.gz")]) + content)  # as it stands
     return plain | st.tuples(st.integers(0, 255).map(lambda kind: bytes([kind])), spoiled(narrow | wide)).map(b"".join)
+
+
+def _parquet(names: st.SearchStrategy[str], needed: list[str]) -> st.SearchStrategy[bytes]:
+    """Files of a few columns, each of one type, some with a bit changed or cut off."""
+    texts = st.lists(TEXT | st.none() | st.sampled_from(["numeric", "{}", '{"a": [1]}']), min_size=3, max_size=3)
+    same = st.text(min_size=1, max_size=9).map(lambda text: [text, "b" + text, "c" + text])
+    values = texts | same | st.lists(NUMBERS, min_size=3, max_size=3) | st.lists(TREE, min_size=3, max_size=3)
+    more = st.just({}) | st.dictionaries(names, values, max_size=4)
+    sound = st.fixed_dictionaries(dict.fromkeys(needed or ("question", "correct_answer"), same))
+    tables = st.tuples(sound, more).map(lambda both: _parquet_bytes(both[0] | both[1]))
+    return tables | spoiled(tables)
+
+
+def _parquet_bytes(columns: dict[str, list]) -> bytes:
+    arrays = {}
+    for name, values in columns.items():
+        with contextlib.suppress(pa.ArrowException, ValueError, TypeError, OverflowError):  # of several types
+            arrays[name] = pa.array(values)
+    out = io.BytesIO()
+    try:
+        pq.write_table(pa.table(arrays), out, compression="zstd")
+    except (pa.ArrowException, ValueError):  # an object without keys
+        return b"PAR1"
+    return out.getvalue()
 
 
 def _table(rows: list, delimiter: str) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
+if __name__ == "__main__" and sys.path[:1] == [os.getcwd()] and not sys.flags.safe_path:
+    del sys.path[0]  # that `-m` put there: no file of the working directory runs that the user did not name
+
 
 def main() -> None:
     _name_files_in_utf8()
@@ -28,7 +31,8 @@ def _name_files_in_utf8() -> None:
 def _leave_stderr() -> None:
     """What could not be written (a full disk, a broken pipe) would be tried again at exit, which ends with code 120."""
     try:
-        sys.stderr.flush()
+        if sys.__stderr__ is not None:  # the stream below sys.stderr, which hides its failures
+            sys.__stderr__.flush()
     except (OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 

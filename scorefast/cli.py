@@ -10,20 +10,23 @@ import os
 import shlex
 import signal
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast, get_args
 
 import typer
-from rich.console import Console
 
 from scorefast import __version__
 from scorefast.recipe import RECORDED_FOLDERS, GraderName, Recipe, RunError, UserError, dump_recipe
 from scorefast.runs import Interrupted, leaving_on_signals
 from scorefast.settings import chosen_recipe, data_flags, grader_name, resumed_recipe, where_the_model_is
-from scorefast.surroundings import place, settle_in
+from scorefast.surroundings import away_from_working_directory, place, printable, settle_in, terminal
+from scorefast.untrusted import shortened
+
+if TYPE_CHECKING:
+    from scorefast.report import InertConsole
 
 app = typer.Typer(
     help="Teach a language model to correct itself (SCoRe, arXiv 2409.12917), on one consumer GPU or none.",
@@ -33,12 +36,16 @@ app = typer.Typer(
 )
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
-DENIED = (errno.EACCES, errno.EPERM)
+FORCING = {"FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"}  # variables by which typer takes any stream for a terminal
+LONGEST_REFUSAL = 3000  # characters of a line that says why a command ends
+DENIED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)  # by the system, to who named it
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_VERBOSITY": "error",  # it would tell of every attempt to reach the hub
     "DISABLE_SAFETENSORS_CONVERSION": "1",  # asked of the hub, where a model has no safetensors
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",  # drawn with control characters, which are not obeyed
+    "PYTHONSAFEPATH": "1",  # for processes that libraries start: nothing comes from the working directory
 }
 
 SOURCES = "CSV, TSV, JSON, JSONL or Parquet file (also .gz, .zst), a folder of them, or hub:owner/name"
@@ -74,6 +81,10 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr bu
 def main() -> NoReturn:
     """Exit codes: 0 done, 1 failure, 2 bad usage or input, 130 / 143 / 129 interrupted (SIGINT, SIGTERM, SIGHUP)."""
     settle_in()
+    if os.environ.keys() & FORCING:
+        from typer import rich_utils
+
+        rich_utils.COLOR_SYSTEM = None  # its errors go to stderr, where escapes that are not ours are made visible
     RECORDED_FOLDERS.clear()
     _keep_libraries_at_home()
     try:
@@ -86,6 +97,8 @@ def main() -> NoReturn:
         _fail(str(error), 2)
     except RunError as error:
         _fail(str(error), 1)
+    except MemoryError:
+        _fail("takes more memory than there is", 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -97,7 +110,8 @@ def main() -> NoReturn:
 
 
 def _keep_libraries_at_home() -> None:
-    """Switch off the libraries' statistics and their code from the hub. Call it before they are imported.
+    """Switch off the libraries' statistics, and their code from the hub and from the working directory. Call it before
+    they are imported.
 
     Where a package `kernels` is installed, bitsandbytes fetches a kernel during its import (on CPUs with AVX512-BF16),
     and transformers fetches what a model's config names. Where none is, bitsandbytes warns. Python takes a module that
@@ -118,9 +132,7 @@ def _require_text(given: list[str]) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    from scorefast.report import Unfailing, printable
-
-    print(f"scorefast: {' '.join(printable(message).split())}", file=Unfailing(sys.stderr))
+    print(f"scorefast: {shortened(printable(message), LONGEST_REFUSAL)}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -160,7 +172,7 @@ def prepare(
         raise UserError(f"{source}: already prepared; give the file it was made from")
     writer = runs.open_checkpoint(sample_from) if sample_from not in (None, "base") else None
     overrides = _overrides(set_, data_flags(columns, on_error, grader), seed)
-    settings = chosen_recipe(recipe, overrides, writer, console.print, rewards=False)
+    settings = chosen_recipe(recipe, overrides, writer, console.note, rewards=False)
     for name in (source, against):
         if name and not is_prepared(name):
             source_files(name)
@@ -177,13 +189,13 @@ def prepare(
         except UserError as error:
             if sample_from is not None:
                 raise
-            console.print(f"token lengths not measured: {error}")
+            console.note(f"token lengths not measured: {error}")
         if sample_from is not None:
             from scorefast.evaluate import first_attempt_writer
 
-            fill = first_attempt_writer(settings, writer, console.print)
+            fill = first_attempt_writer(settings, writer, console.note)
         folder = runs.claim_run(out, "data")
-        note = console.print
+        note = console.note
         try:
             with _byte_progress(console) as bar:
                 done = prepare_(
@@ -197,7 +209,7 @@ def prepare(
         report_.print_prepared(console, done)
         if report:
             report_.write_data_report(done, folder / "report.html")
-            console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+            console.note(f"report: {folder / 'report.html'}")
     print(folder)
 
 
@@ -233,7 +245,7 @@ def grade(
         raise UserError(f"{file}: no line to grade")
     named = Counter(auto_grader(str(row["reference"])) for _, row in graded if row.get("grader", grader) == "auto")
     if named:
-        console.print(f"grader: auto, so {', '.join(f'{name} for {n} lines' for name, n in named.most_common())}")
+        console.note(f"grader: auto, so {', '.join(f'{name} for {n} lines' for name, n in named.most_common())}")
     report.print_agreement(console, graded)
 
 
@@ -294,7 +306,7 @@ def _stage(
     from scorefast.data import content_sha256, load_dataset
 
     console, first = _console(quiet), place().rank == 0
-    note = partial(console.print, soft_wrap=True)
+    note = console.note
     if resume and out is None:
         raise UserError("--resume: name the run to continue with --out")
     begun = out if resume and out is not None and runs.has_begun(out) else None
@@ -356,7 +368,7 @@ def _start_run(out: Path, settings: Recipe, facts: dict[str, Any], dataset: Any)
     runs.start_run(out, settings, facts)
 
 
-def _run_stage(job: Any, console: Console, resume: bool, given: list[str]) -> None:
+def _run_stage(job: Any, console: InertConsole, resume: bool, given: list[str]) -> None:
     """given: the command without --resume, to be shown to who interrupts it."""
     from scorefast import runs
     from scorefast.stages import run_stage
@@ -375,7 +387,7 @@ def _run_stage(job: Any, console: Console, resume: bool, given: list[str]) -> No
         raise
 
 
-def _print_stage_plan(console: Console, section: Any, settings: Recipe, dataset: Any) -> None:
+def _print_stage_plan(console: InertConsole, section: Any, settings: Recipe, dataset: Any) -> None:
     from scorefast.memory import memory_here
     from scorefast.report import print_memory
     from scorefast.stages import plan_stage
@@ -387,9 +399,9 @@ def _print_stage_plan(console: Console, section: Any, settings: Recipe, dataset:
     print_memory(console, plan_stage(section, settings, dataset), where, room)
 
 
-def _print_plan(console: Console, settings: Recipe, plan: str) -> None:
+def _print_plan(console: InertConsole, settings: Recipe, plan: str) -> None:
     console.print(dump_recipe(settings))
-    console.print(f"plan: {plan}. Nothing was run.")
+    console.note(f"plan: {plan}. Nothing was run.")
 
 
 @app.command(name="eval")
@@ -418,13 +430,13 @@ def eval_(
     opened = [None if text == "base" else runs.open_checkpoint(text) for text in checkpoints]
     overrides = _overrides(set_, data_flags(columns, on_error, grader), seed)
     start = next((c for c in opened if c), None)
-    settings = chosen_recipe(recipe, overrides, start, console.print, rewards=False)
+    settings = chosen_recipe(recipe, overrides, start, console.note, rewards=False)
     for checkpoint in opened:
         if checkpoint is not None:
             runs.require_same_terms(checkpoint, settings)
     if split not in SPLITS:
         raise UserError(f"--split {split}: expected one of {', '.join(SPLITS)}")
-    dataset = load_dataset(data, settings.data, console.print)
+    dataset = load_dataset(data, settings.data, console.note)
     _say_what_was_read(console, dataset, settings)
     examples = dataset.split(split, "evaluation")[: settings.eval.max_questions]
     runs.require_free(out)
@@ -465,7 +477,7 @@ def chat(
 
     console = _console(quiet)
     opened = None if checkpoint == "base" else runs.open_checkpoint(checkpoint)
-    settings = chosen_recipe(recipe, set_ or [], opened, console.print, rewards=False)
+    settings = chosen_recipe(recipe, set_ or [], opened, console.note, rewards=False)
     if opened is not None:
         runs.require_same_terms(opened, settings)
     with _work(console, settings):
@@ -499,36 +511,36 @@ def export(
     from scorefast.export import export_checkpoint, export_recipe
 
     with _work(console, export_recipe(opened)):
-        export_checkpoint(opened, cast(Any, format_), out, partial(console.print, soft_wrap=True))
+        export_checkpoint(opened, cast(Any, format_), out, console.note)
     print(out)
 
 
-def _console(quiet: bool) -> Console:
-    from scorefast.report import InertConsole, Unfailing
+def _console(quiet: bool) -> InertConsole:
+    from scorefast.report import InertConsole
 
-    console = InertConsole(file=Unfailing(sys.stderr), quiet=quiet or place().rank != 0)
+    console = InertConsole(file=terminal(), quiet=quiet or place().rank != 0)
     if not console.is_terminal:
         console.width = 160  # a log file has room for the table
     return console
 
 
-def _say_what_was_read(console: Console, dataset: Any, settings: Recipe) -> None:
+def _say_what_was_read(console: InertConsole, dataset: Any, settings: Recipe) -> None:
     from scorefast.reward import check_references, chosen_grader
 
     for reason, count in dataset.dropped.items():
         first = next((row for row in dataset.dropped_rows if row.kind == reason), None)
         where = f" (first: {first.file}:{first.line})" if first and first.line else ""
-        console.print(f"left out, {reason}: {count}{where}", soft_wrap=True)
+        console.note(f"left out, {reason}: {count}{where}")
     everything = [e for examples in dataset.splits.values() for e in examples]
     for line in check_references(everything, settings.reward.grader, some=True):
-        console.print(line, soft_wrap=True)
+        console.note(line)
     if settings.reward.grader == "auto":
         chosen = Counter(chosen_grader(e, "auto") for e in everything)
-        console.print(f"grader: auto, so {', '.join(f'{name} for {n} rows' for name, n in chosen.most_common())}")
+        console.note(f"grader: auto, so {', '.join(f'{name} for {n} rows' for name, n in chosen.most_common())}")
 
 
 @contextlib.contextmanager
-def _byte_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+def _byte_progress(console: InertConsole) -> Iterator[Callable[[int, int], None]]:
     """A bar of bytes read, on a terminal."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -543,15 +555,20 @@ def _overrides(set_: list[str] | None, flags: list[str], seed: int | None) -> li
 
 
 @contextlib.contextmanager
-def _work(console: Console, settings: Recipe, *, dry_run: bool = False) -> Iterator[None]:
+def _work(console: InertConsole, settings: Recipe, *, dry_run: bool = False) -> Iterator[None]:
     """Heavy libraries at work: their chatter goes to stderr, or nowhere with --quiet; stdout stays ours. On a dry run
     a backend that is missing is said, and no error."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with contextlib.ExitStack() as stack:
-        noise = stack.enter_context(open(os.devnull, "w", encoding="utf-8")) if console.quiet else console.file
+        noise = stack.enter_context(open(os.devnull, "w", encoding="utf-8")) if console.quiet else sys.stderr
         stack.enter_context(contextlib.redirect_stdout(noise))
+        if console.quiet:
+            stack.enter_context(warnings.catch_warnings(action="ignore"))
+            stack.callback(logging.disable, logging.root.manager.disable)
+            logging.disable(logging.WARNING)
         with console.status("loading libraries") if console.is_terminal else contextlib.nullcontext():
-            from scorefast.model import import_backend, resolve_backend
+            with away_from_working_directory():
+                from scorefast.model import import_backend, resolve_backend
 
             try:
                 if dry_run:
@@ -561,10 +578,10 @@ def _work(console: Console, settings: Recipe, *, dry_run: bool = False) -> Itera
             except UserError as lack:
                 if not dry_run:
                     raise
-                console.print(f"not to be run here: {lack}", soft_wrap=True)
+                console.note(f"not to be run here: {lack}")
             import transformers
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         if line := where_the_model_is(settings.model.name):
-            console.print(line, soft_wrap=True)
+            console.note(line)
         yield

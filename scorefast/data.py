@@ -15,16 +15,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from scorefast.duplicates import near_duplicates, number_keys
 from scorefast.durable import file_sha256
-from scorefast.presets import ASKED, Preset, find_preset, parse_rows, question_of
+from scorefast.presets import ASKED, LONGEST, Preset, find_preset, parse_rows, question_of
 from scorefast.recipe import Data, GraderName, UserError
-from scorefast.sources import BadRow, Row, Rows, read_chunks, read_rows, source_files
-from scorefast.untrusted import listed, one_line, read_json
+from scorefast.sources import DEEPEST, BadRow, Row, Rows, is_deep, read_chunks, read_rows, source_files
+from scorefast.untrusted import listed, one_line, read_json, shortened
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -150,6 +150,7 @@ class Reading:
     against: Mapping[bytes, str] = field(default_factory=dict)  # digests of questions that must not stand in the data
     presets: dict[str, Preset] = field(default_factory=dict)  # by file
     rows_read: int = 0
+    size: int = 0  # as Rows.size, of all that was read
     dropped: Counter[str] = field(default_factory=Counter)
     bad: list[Dropped] = field(default_factory=list)  # the first few
     bad_rows: int = 0
@@ -169,6 +170,7 @@ class Reading:
                 yield self._drop(part.file, part.line, part.reason, part.raw, bad=True)
             else:
                 self.rows_read += len(part.lines)
+                self.size += part.size
                 yield from self._examine(part, seen, note)
         self._judge()
 
@@ -387,10 +389,38 @@ def from_columns(row: Mapping[str, Any]) -> Example:
     return Example(**{**row, "extra": json.loads(extra) if extra else None})
 
 
-def _load_prepared(folder: Path, settings: Data | None, note: Callable[[str], None] = lambda line: None) -> Dataset:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _prepared_rows(path: Path) -> list[Example]:
+    """Raises UserError, with the row's number, where `prepare` cannot have written it, whatever the manifest says."""
+    try:
+        return [_prepared_row(row) for row in read_rows(str(path))]
+    except UserError as error:
+        raise UserError(f"{path}: holds no prepared rows: {str(error).removeprefix(f'{path}: ')}") from None
 
+
+def _prepared_row(row: Row | BadRow) -> Example:
+    needed = {"id", "question", "correct_answer"}
+    try:
+        if isinstance(row, BadRow) or not needed <= row.values.keys() <= set(Example._fields):
+            raise ValueError(f"its columns are not {', '.join(Example._fields)}")
+        example = from_columns(row.values)
+        for name, value in example._asdict().items():
+            if name == "extra":
+                if not isinstance(value, dict | None) or is_deep(value or {}):
+                    raise ValueError(f"extra is no JSON object of at most {DEEPEST} levels")
+            elif not isinstance(value, str if name in needed else str | None):
+                raise ValueError(f"{name} is {shortened(repr(value), 60)}, which is no text")
+            elif name in needed and not value.strip():
+                raise ValueError(f"{name} is blank")
+            elif value and len(value) > LONGEST:
+                raise ValueError(f"{name} has more than {LONGEST:,} characters")
+        if example.grader not in (None, *get_args(GraderName)):
+            raise ValueError(f"grader is {shortened(repr(example.grader), 60)}; no grader has that name")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"row {row.line}: {one_line(error)}") from None
+    return example
+
+
+def _load_prepared(folder: Path, settings: Data | None, note: Callable[[str], None] = lambda line: None) -> Dataset:
     try:
         manifest = read_json(folder / MANIFEST)
         expected, source, read_as = dict(manifest["sha256"]), str(manifest["source"]), dict(manifest["read_as"])
@@ -412,8 +442,5 @@ def _load_prepared(folder: Path, settings: Data | None, note: Callable[[str], No
         path = folder / f"{name}.parquet"
         if not path.is_file() or file_sha256(path) != expected.get(path.name):
             raise UserError(f"{path}: missing or changed since it was prepared; run `scorefast prepare` again")
-        try:
-            splits[name] = [from_columns(row) for row in pq.read_table(path).to_pylist()]
-        except (pa.ArrowException, OSError, ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"{path}: holds no prepared rows: {one_line(error)}") from None
-    return Dataset(f"{folder} (from {source})", rows_read, dropped, splits)
+        splits[name] = _prepared_rows(path)
+    return Dataset(f"{folder} (from {shortened(source)})", rows_read, dropped, splits)

@@ -8,7 +8,9 @@ of the reply counts; `stated`, `letters` and `formulas` read a number, a letter 
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any, Literal, cast, get_args
@@ -19,10 +21,11 @@ from scorefast.formulas import equal, expression, in_words, is_formula, is_more_
 from scorefast.letters import LETTER_ALONE, chosen_letter, reference_letter
 from scorefast.numbers import Number, parse_number
 from scorefast.recipe import GraderName, UserError
-from scorefast.sources import line_text, stdin_text
+from scorefast.sources import DEEPEST, bounded_lines, is_deep, line_text, stdin_text
 from scorefast.stated import ends_on_number, final_number, number_or_why, reference_number
 from scorefast.texts import grade_text, other_unit
 from scorefast.thoughts import without_thoughts
+from scorefast.untrusted import shortened
 from scorefast.words import in_digits
 
 Chosen = Literal["text", "numeric", "math", "exact", "choice", "contains"]  # every GraderName but auto
@@ -134,11 +137,13 @@ def grade_lines(file: str, grader: GraderName) -> Iterator[tuple[int, dict[str, 
     UserError naming file and line.
     """
     try:
+        if file != "-" and stat.S_ISFIFO(os.stat(file).st_mode) and not file.startswith("/dev/"):
+            raise UserError(f"{file}: a pipe; give what comes through it on stdin: scorefast grade - < {file}")
         stream = stdin_text() if file == "-" else line_text(open(file, "rb"))  # noqa: SIM115
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from None
     with stream:
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(bounded_lines(stream, file), 1):
             if not line.strip():
                 continue
             row = _graded_line(f"{file}: line {number}", line, grader)
@@ -152,15 +157,18 @@ def _graded_line(where: str, line: str, grader: GraderName) -> dict[str, Any]:
         raise UserError(f"{where}: not JSON: {error}") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object with answer and reference")
+    if is_deep(row):
+        raise UserError(f"{where}: nested deeper than {DEEPEST} levels")
     for key in ("answer", "reference", "question"):
         if isinstance(row.get(key), int | float) and not isinstance(row[key], bool):
             continue
         if not isinstance(row.get(key), str) and (key != "question" or row.get(key) is not None):
             raise UserError(f"{where}: {key!r} is missing or no text; an object has answer and reference")
     if not isinstance(row.get("label"), bool | None):
-        raise UserError(f"{where}: 'label' is {row['label']!r}; expected true or false")
+        raise UserError(f"{where}: 'label' is {shortened(repr(row['label']), 60)}; expected true or false")
     if row.get("grader") not in (None, *get_args(GraderName)):
-        raise UserError(f"{where}: 'grader' is {row['grader']!r}; expected one of {', '.join(get_args(GraderName))}")
+        given, known = shortened(repr(row["grader"]), 60), ", ".join(get_args(GraderName))
+        raise UserError(f"{where}: 'grader' is {given}; expected one of {known}")
     question = None if row.get("question") is None else str(row["question"])
     found = grade(str(row["answer"]), str(row["reference"]), row.get("grader") or grader, question)
     added = {"correct": found.correct, "score": round(found.score, 6), "reason": found.reason, "unsure": found.unsure}

@@ -61,7 +61,7 @@ class MathWorker:
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "scorefast.math_worker"],
+                [sys.executable, "-P", __file__],  # -P: neither this folder nor the working directory on its path
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

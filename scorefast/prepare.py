@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from scorefast.prompts import ChatFormat
 
 BATCH = 10_000  # rows of a Parquet row group
+HELD = 2**27  # characters of rows, about, that are held before they are written
 MEASURED = 10_000  # rows whose tokens are counted and first attempts graded; of more, those with the smallest ids
 
 FillAttempts = Callable[[list[Example]], list[Example]]  # examples with their missing original_answer filled
@@ -92,7 +93,7 @@ def prepare(
     work.mkdir()
     try:
         with (work / DROPPED).open("w", encoding="utf-8") as dropped:
-            index = _write_splits(reading(keep_note, progress), work, dropped)
+            index = _write_splits(reading, reading(keep_note, progress), work, dropped)
             counts, near = _drop_leaks(reading, work, index, (forbidden, against or ""), dropped, keep_note)
         if not any(counts.values()):
             reasons = ", ".join(f"{reason}: {n}" for reason, n in reading.dropped.items())
@@ -149,7 +150,7 @@ def _table(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
     return pa.table({**columns, "extra": extra}, schema=_schema())
 
 
-def _write_splits(parts: Iterable[Kept | Dropped], out: Path, dropped: IO[str]) -> Index:
+def _write_splits(reading: Reading, parts: Iterable[Kept | Dropped], out: Path, dropped: IO[str]) -> Index:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -167,21 +168,21 @@ def _write_splits(parts: Iterable[Kept | Dropped], out: Path, dropped: IO[str]) 
         for i, name in enumerate(SPLITS):
             if (whole.splits == i).any():
                 waiting[name].append(table.filter(pa.array(whole.splits == i)))
-            if waiting[name] and sum(map(len, waiting[name])) >= least:
+            if waiting[name] and (sum(map(len, waiting[name])) >= least or sum(t.nbytes for t in waiting[name]) > HELD):
                 writers[name].write_table(pa.concat_tables(waiting[name]))
                 waiting[name].clear()
 
     try:
-        rows = 0
+        rows = written = 0
         for part in parts:
             if isinstance(part, Dropped):
                 _write_dropped(dropped, part)
                 continue
             gathered.append(part)
             rows += len(part.splits)
-            if rows >= BATCH:
+            if rows >= BATCH or reading.size - written > HELD:
                 sort_out(least=BATCH)
-                rows = 0
+                rows, written = 0, reading.size
         if gathered or any(waiting.values()):
             sort_out(least=1)
     finally:

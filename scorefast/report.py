@@ -10,10 +10,11 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +23,7 @@ from scorefast.durable import write_file
 from scorefast.metrics import Graded, Interval, Result, wilson
 from scorefast.monitor import what_to_turn
 from scorefast.recipe import Recipe, model_path
+from scorefast.surroundings import HIDDEN, away_from_working_directory, printable
 from scorefast.untrusted import shortened
 
 if TYPE_CHECKING:
@@ -30,39 +32,7 @@ if TYPE_CHECKING:
 
 
 SILENCE = 60  # seconds
-HIDDEN = {"Cc", "Cf", "Cs"}  # the last, halves of surrogate pairs, no terminal can be sent
-
-
-def printable(text: str) -> str:
-    """Text of a model or a file, safe on a terminal: control characters but newline and tab become visible."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in HIDDEN else f"\\x{ord(c):02x}" for c in text)
-
-
-class Unfailing(io.TextIOBase):
-    """A text stream whose failures are of no account: a run does not end because nobody reads what it says, be the
-    terminal closed, the pipe broken, or the disk full that the log is on."""
-
-    def __init__(self, stream: TextIO):
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError, ValueError):  # the latter where it is closed
-            self.stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self.stream.flush()
-
-    def isatty(self) -> bool:
-        return self.stream.isatty()
-
-    def fileno(self) -> int:
-        return self.stream.fileno()
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return self.stream.encoding
+LONGEST_NOTE = 3000  # characters
 
 
 class InertConsole(Console):
@@ -73,6 +43,16 @@ class InertConsole(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
+
+    def note(self, line: str) -> None:
+        """One line, with names of others' in it that may have line ends."""
+        self.print(shortened(line, LONGEST_NOTE), soft_wrap=True)
+
+    def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """What rich makes of anything, a text of its own kind too: the escapes in it are rich's alone."""
+        for part in super().render(renderable, options):
+            inert = part.control or part.text.isprintable()
+            yield part if inert else Segment(printable(part.text), part.style)
 
     def status(self, status: Any, **options: Any) -> Status:
         """With a spinner that the stream's encoding has."""
@@ -223,13 +203,19 @@ def print_before_and_after(console: Console, named: Sequence[tuple[str, Sequence
                 console.print(transcript(graded[i], name), end="")
 
 
+def _pyplot() -> Any:
+    """matplotlib's, which draws into files."""
+    with away_from_working_directory():
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    return pyplot
+
+
 def draw_learning_curve(metrics: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     """acc@t1 and acc@t2 over optimizer steps: sampled training batches (thin), greedy validation (bold)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for turn, colour in (("t1", "tab:blue"), ("t2", "tab:orange")):
         batch = [(m["step"], m[f"acc_{turn}"]) for m in metrics if f"acc_{turn}" in m]
@@ -396,12 +382,8 @@ def _escaped(text: str) -> str:
 
 
 def _svg(draw: Callable[..., None], *content: Any) -> str:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "scorefast"}):
+    pyplot = _pyplot()
+    with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": "scorefast"}):
         figure = pyplot.figure(figsize=(9, 3), layout="constrained")
         draw(figure, *content)
         buffer = io.StringIO()

@@ -11,10 +11,11 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
-from importlib.abc import Loader
-from importlib.machinery import ModuleSpec
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -71,8 +72,8 @@ def correctness_reward(
 
 
 def load_reward(name: str) -> RewardFunction:
-    """The function of `module:function` or `path/to/file.py:function`; neighbours of the file, or of the working
-    directory, can be imported by it. Raises UserError."""
+    """The function of `module:function` or `path/to/file.py:function`. It can import neighbours of the file, or files
+    of the working directory; what is installed comes before them. Raises UserError."""
     where, _, function = name.rpartition(":")
     if not where or not function:
         raise UserError(
@@ -89,9 +90,35 @@ def load_reward(name: str) -> RewardFunction:
     return found
 
 
+class _Neighbours(MetaPathFinder):
+    """Finds modules in the folders of reward functions, after everything that is installed.
+
+    It is asked only while such a function is imported or called: libraries look for optional packages as well.
+    """
+
+    def __init__(self) -> None:
+        self.folders: list[str] = []
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
+        return PathFinder.find_spec(fullname, self.folders, target) if path is None else None
+
+    @contextmanager
+    def found(self, folder: Path | None = None) -> Iterator[None]:
+        if folder is not None and str(folder) not in self.folders:
+            self.folders.append(str(folder))
+        sys.meta_path.append(self)
+        try:
+            yield
+        finally:
+            sys.meta_path.remove(self)
+
+
+_NEIGHBOURS = _Neighbours()
+
+
 def _module(name: str) -> ModuleType:
-    _find_beside(Path.cwd())
-    return importlib.import_module(name)
+    with _NEIGHBOURS.found(Path.cwd()):
+        return importlib.import_module(name)
 
 
 def _module_of_file(path: Path) -> ModuleType:
@@ -102,20 +129,15 @@ def _module_of_file(path: Path) -> ModuleType:
         return sys.modules[name]
     if not path.is_file():
         raise ImportError(f"{path}: no such file")
-    _find_beside(path.parent)
     spec = importlib.util.spec_from_file_location(name, path)
     sys.modules[name] = module = importlib.util.module_from_spec(cast(ModuleSpec, spec))  # as every .py file has one
     try:
-        cast(Loader, module.__loader__).exec_module(module)
+        with _NEIGHBOURS.found(path.parent):
+            cast(Loader, module.__loader__).exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     return module
-
-
-def _find_beside(folder: Path) -> None:
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))  # to stay: the function may import its neighbours when it is called
 
 
 def rewards_of(
@@ -154,12 +176,13 @@ def _called(
     function: RewardFunction, examples: Sequence[Example], prompts: Sequence[list[str]], replies: Sequence[str]
 ) -> list[float | None]:
     roles = ("user", "assistant")
-    result = function(
-        prompts=[[{"role": roles[i % 2], "content": text} for i, text in enumerate(p)] for p in prompts],
-        completions=[[{"role": "assistant", "content": reply}] for reply in replies],
-        **_columns(examples),
-    )
-    values = list(_awaited(result) if inspect.isawaitable(result) else result)
+    with _NEIGHBOURS.found():
+        result = function(
+            prompts=[[{"role": roles[i % 2], "content": text} for i, text in enumerate(p)] for p in prompts],
+            completions=[[{"role": "assistant", "content": reply}] for reply in replies],
+            **_columns(examples),
+        )
+        values = list(_awaited(result) if inspect.isawaitable(result) else result)
     if len(values) != len(replies):
         raise ValueError(f"returned {len(values)} rewards for {len(replies)} completions")
     return [_number(value) for value in values]

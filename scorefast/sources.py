@@ -1,7 +1,8 @@
 """Files of any common kind in, rows out: nothing vanishes silently. Imports no torch.
 
 What cannot be read as a row comes out as a BadRow, what makes a source unreadable is a UserError naming the file, what
-had to be assumed goes to `note`. Memory is bounded whatever the size, but for .json files, which are read whole.
+had to be assumed goes to `note`. Memory is bounded whatever the size and whatever is written there: by the longest
+line, the most columns and levels, and what a compressed file may become.
 """
 
 from __future__ import annotations
@@ -15,18 +16,28 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO, cast
 
 from scorefast.recipe import UserError
-from scorefast.untrusted import listed, one_line, read_json
+from scorefast.untrusted import bounded_memory, listed, one_line, read_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 ACCEPTED = f"{', '.join(KINDS)} (all but .parquet also with {' or '.join(COMPRESSIONS)})"
 PROSE = re.compile(r"(readme|licen[sc]e|notice|citation|changelog)\b.*|.*\.(md|txt|rst)", re.IGNORECASE)
 ROWS, CHARACTERS = 4096, 2**24  # the most rows of a file that are looked at together, and (one row more) text in them
-LARGEST_CELL = 2**25  # characters; bounds what a quote that is never closed can swallow
+LONGEST_LINE = LARGEST_CELL = 2**25  # characters; bounds what a quote that is never closed can swallow
+LARGEST_WHOLE, MOST_VALUES = 2**30, 5 * 10**7  # bytes of a .json file, and values in it, about: it is read whole
+MOST_COLUMNS, DEEPEST = 10_000, 100  # of a row; levels of lists and objects in it
+UNSUSPECTED = 2**28  # bytes that any compressed file may become; then as many times its own as EXPANSION says
+EXPANSION = {"gzip": 200, "zstd": 200, "Parquet": 1000}  # of texts: 5 to 30; of the same long prompt in each row: 300
+BATCH_MEMORY = 2**31  # bytes that a batch of 1,024 rows may take while a library decodes it (on Linux)
+NO_TEXT = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape"}  # codecs for other purposes
 RAW_KEPT = 2000
 CHUNK, SAMPLE = 2**20, 2**18  # bytes read at a time, and looked at to tell a legacy encoding
 BOMS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
@@ -45,6 +56,7 @@ class Rows(NamedTuple):
     lines: Sequence[int]  # as Row.line
     columns: Mapping[str, Sequence[Any]] = {}
     records: Sequence[dict[str, Any]] = ()
+    size: int = 0  # characters in them, about
 
     def names(self) -> dict[str, None]:
         return dict.fromkeys([*self.columns, *(name for record in self.records for name in record)])
@@ -101,7 +113,9 @@ def read_chunks(
                     yield part
                     if isinstance(part, Rows):
                         progress(sum(sizes[:i]) + (sizes[i] if raw.closed else raw.tell()), sum(sizes))
-        except (OSError, UnicodeDecodeError) as error:
+        except MemoryError:
+            raise UserError(f"{path}: takes more memory than there is") from None
+        except (OSError, UnicodeError) as error:
             raise UserError(f"{path}: {getattr(error, 'strerror', None) or one_line(error)}") from None
         progress(sum(sizes[: i + 1]), sum(sizes))
 
@@ -136,7 +150,8 @@ def _find(path: Path) -> tuple[list[Path], list[Path]]:
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
     files = [p for p in seen if _kind(p) and p.is_file()]
     if not files:
-        raise UserError(f"{path}: {'holds no file to read; ' if path.is_dir() else ''}expected one of {ACCEPTED}")
+        what = "holds no file to read; " if path.is_dir() else "" if path.is_file() else "not a file; "
+        raise UserError(f"{path}: {what}expected one of {ACCEPTED}")
     return files, [p for p in seen if p not in files and not PROSE.fullmatch(p.name)]
 
 
@@ -155,63 +170,117 @@ def _file_rows(path: Path, raw: BinaryIO, encoding: str, note: Callable[[str], N
 def _decompressed(path: Path, raw: BinaryIO) -> io.BufferedReader:
     if path.suffix.lower() not in COMPRESSIONS:
         return raw  # type: ignore[return-value]
-    import pyarrow as pa
+    return io.BufferedReader(_Decompressed(path, raw), SAMPLE)
 
-    return io.BufferedReader(pa.CompressedInputStream(raw, COMPRESSIONS[path.suffix.lower()]), SAMPLE)
+
+class _Decompressed(io.RawIOBase):
+    """What a compressed file holds, as long as it is not many times what texts compress to."""
+
+    def __init__(self, path: Path, raw: BinaryIO):
+        import pyarrow as pa
+
+        self._path, self._raw, self._kind = path, raw, COMPRESSIONS[path.suffix.lower()]
+        self._inside, self._given = pa.CompressedInputStream(raw, self._kind), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = int(self._inside.readinto(buffer))
+        self._given += count
+        _require_plausible(self._path, self._kind, self._raw.tell(), self._given)
+        return count
+
+
+def _require_plausible(source: Path | str, kind: str, stored: int, became: int) -> None:
+    if became > max(UNSUSPECTED, EXPANSION[kind] * stored):
+        unpack = "" if kind == "Parquet" else "; unpack it first if that is meant"
+        raise UserError(f"{source}: becomes more than {EXPANSION[kind]} times what it takes as {kind}{unpack}")
+
+
+def bounded_lines(text: TextIO, name: object, longest: int = LONGEST_LINE) -> Iterator[str]:
+    """Lines with their ends. Raises UserError, with the line's number, where one is longer."""
+    for number, line in enumerate(iter(partial(text.readline, longest + 1), ""), 1):
+        if len(line) > longest:
+            raise UserError(f"{name}: line {number}: longer than the {longest:,} characters that a line may have")
+        yield line
+
+
+class _RowLines:
+    """Lines for csv.reader. Those of the row that it reads are kept until the next one begins."""
+
+    def __init__(self, lines: Iterator[str], path: Path, number: int):
+        self.kept: list[str] = []
+        self._lines, self._path, self._number = lines, path, number
+        self._length = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for number, line in enumerate(self._lines, self._number):
+            self.kept.append(line)
+            self._length += len(line)
+            if self._length > 2 * LARGEST_CELL:
+                first = number - len(self.kept) + 1
+                raise UserError(f"{self._path}: line {first}: a row of more than {2 * LARGEST_CELL:,} characters")
+            yield line
+
+    def begin(self) -> None:
+        self.kept.clear()
+        self._length = 0
+
+
+def _delimiter(path: Path, first: str, note: Callable[[str], None]) -> str:
+    if _kind(path) == ".tsv":
+        return "\t"
+    head = next(csv.reader([first]), [])
+    other = next((d for d in "\t;" if d in head[0]), "") if len(head) == 1 else ""
+    if other:
+        note(f"{path}: its header has no comma: cells end at {other!r} (assumed)")
+    return other or ","
 
 
 def _csv_rows(path: Path, text: TextIO, note: Callable[[str], None]) -> Iterator[Rows | BadRow]:
     csv.field_size_limit(LARGEST_CELL)
-    blank, first = next(((n, line) for n, line in enumerate(text) if line.strip()), (0, ""))
-    delimiter = "\t" if _kind(path) == ".tsv" else ","
-    ahead, behind = itertools.tee(itertools.chain([first], text))  # `behind` keeps the lines of the row being read
+    every = bounded_lines(text, path, 2 * LARGEST_CELL)  # csv itself tells of a cell that is larger
+    blank, first = next(((n, line) for n, line in enumerate(every) if line.strip()), (0, ""))
+    source = _RowLines(itertools.chain([first], every), path, blank + 1)
     try:
-        head = next(csv.reader([first], delimiter=delimiter), [])
-        if delimiter == "," and len(head) == 1 and (other := next((d for d in "\t;" if d in head[0]), "")):
-            note(f"{path}: its header has no comma: cells end at {other!r} (assumed)")
-            delimiter = other
-        reader = csv.reader(ahead, delimiter=delimiter, strict=True)
+        reader = csv.reader(source, delimiter=_delimiter(path, first, note), strict=True)
         names = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
         raise UserError(f"{path}: line {blank + 1}: {error}") from None
     if problem := _header_problem(names) or _text_problem("".join(names), text):
         raise UserError(f"{path}: {problem}")
     file, width, suspect = str(path), len(names), text.errors != "strict"
-    dropped = 0  # lines of `behind`
     rows: list[list[str]] = []
     lines: list[int] = []
-    size = 0  # characters in `rows`
+    size = 0  # characters in `rows`, and one for each cell
 
     def chunk() -> Iterator[Rows]:
         nonlocal size
         if rows:
-            yield Rows(file, lines[:], dict(zip(names, zip(*rows, strict=True), strict=True)))
+            yield Rows(file, lines[:], dict(zip(names, zip(*rows, strict=True), strict=True)), size=size)
             rows.clear()
             lines.clear()
             size = 0
 
     def bad(problem: str) -> BadRow:
-        nonlocal dropped
-        raw = "".join(itertools.islice(behind, line - dropped, reader.line_num - dropped))
-        dropped = reader.line_num
-        return BadRow(file, blank + line + 1, problem, raw[:RAW_KEPT])
+        return BadRow(file, blank + line + 1, problem, "".join(source.kept)[:RAW_KEPT])
 
     while True:
         line = reader.line_num  # before the row
+        source.begin()
         try:
             for cells in reader:
                 problem = _text_problem("".join(cells), text) if suspect else None
                 if len(cells) == width and not problem:
                     rows.append(cells)
                     lines.append(blank + line + 1)
-                    size += sum(map(len, cells))
+                    size += width + sum(map(len, cells))
                 elif cells:
                     yield from chunk()
                     yield bad(problem or f"{len(cells)} cells, the header has {width}")
                 line = reader.line_num
-                if line - dropped > 1000:
-                    collections.deque(itertools.islice(behind, line - dropped), maxlen=0)
-                    dropped = line
+                source.begin()
                 if len(rows) == ROWS or size > CHARACTERS:
                     yield from chunk()
             yield from chunk()
@@ -227,6 +296,8 @@ def _csv_rows(path: Path, text: TextIO, note: Callable[[str], None]) -> Iterator
 def _header_problem(names: list[str]) -> str | None:
     if names and names[0].lower().startswith("sep="):
         return "its first line is Excel's `sep=`: delete that line"
+    if len(names) > MOST_COLUMNS:
+        return f"has {len(names):,} columns; at most {MOST_COLUMNS:,}"
     if "" in names:
         return f"column {names.index('') + 1} of {len(names)} has no name in the header"
     if twice := [name for name, times in collections.Counter(names).items() if times > 1]:
@@ -246,13 +317,13 @@ def _jsonl_rows(path: Path, text: TextIO) -> Iterator[Rows | BadRow]:
     records: list[dict[str, Any]] = []
     lines: list[int] = []
     size = 0  # characters in `records`
-    for number, line in enumerate(text, 1):
+    for number, line in enumerate(bounded_lines(text, path), 1):
         if not line.strip():
             continue
         value, problem = _parsed(line)
-        problem = problem or _object_problem(value, line, text)
+        problem = problem or _object_problem(value, line, text, _may_be_deep(line))
         if records and (problem or len(records) == ROWS or size > CHARACTERS):
-            yield Rows(str(path), lines, records=records)
+            yield Rows(str(path), lines, records=records, size=size)
             records, lines, size = [], [], 0
         if problem:
             yield BadRow(str(path), number, problem, line[:RAW_KEPT])
@@ -261,23 +332,32 @@ def _jsonl_rows(path: Path, text: TextIO) -> Iterator[Rows | BadRow]:
             lines.append(number)
             size += len(line)
     if records:
-        yield Rows(str(path), lines, records=records)
+        yield Rows(str(path), lines, records=records, size=size)
 
 
 def _json_rows(path: Path, text: TextIO) -> Iterator[Rows | BadRow]:
-    whole = text.read()
+    whole = text.read(LARGEST_WHOLE + 1)
+    if len(whole) > LARGEST_WHOLE:
+        raise UserError(_too_large(path))
+    if sum(map(whole.count, "[{,")) > MOST_VALUES:
+        raise UserError(f"{path}: more than {MOST_VALUES:,} values in one .json; make it a .jsonl, a row a line")
     rows, problem = _parsed(whole)
     if isinstance(rows, dict):
         lists = [v for v in rows.values() if isinstance(v, list) and any(isinstance(row, dict) for row in v)]
         rows = lists[0] if len(lists) == 1 else None
     if not isinstance(rows, list):
         raise UserError(f"{path}: {problem or 'expected a list of objects, or an object with exactly one such list'}")
-    judged = ((number, _object_problem(row, whole, text)) for number, row in enumerate(rows, 1))
+    deep = _may_be_deep(whole)
+    judged = ((number, _object_problem(row, whole, text, deep)) for number, row in enumerate(rows, 1))
     for good, group in itertools.groupby(judged, key=lambda item: item[1] is None):
         while good and (lines := [number for number, _ in itertools.islice(group, ROWS)]):
             yield Rows(str(path), lines, records=rows[lines[0] - 1 : lines[-1]])
         for number, problem in group:
             yield BadRow(str(path), number, str(problem), json.dumps(rows[number - 1])[:RAW_KEPT])
+
+
+def _too_large(path: Path) -> str:
+    return f"{path}: larger than the {LARGEST_WHOLE:,} bytes that a .json may have; make it a .jsonl, a row a line"
 
 
 def _parsed(text: str) -> tuple[Any, str | None]:
@@ -287,52 +367,124 @@ def _parsed(text: str) -> tuple[Any, str | None]:
         return None, f"not JSON: {one_line(error)}"
 
 
-def _object_problem(value: Any, written: str, text: TextIO) -> str | None:
+def _may_be_deep(written: str) -> bool:
+    return written.count("[") + written.count("{") > DEEPEST
+
+
+def _object_problem(value: Any, written: str, text: TextIO, may_be_deep: bool) -> str | None:
     if not isinstance(value, dict):
         return "not an object"
+    if len(value) > MOST_COLUMNS:
+        return f"has {len(value):,} keys; at most {MOST_COLUMNS:,}"
+    if may_be_deep and is_deep(value):
+        return f"nested deeper than {DEEPEST} levels"
     may_hold = text.errors != "strict" or "\\u" in written
     return _text_problem(json.dumps(value, ensure_ascii=False), text) if may_hold else None
 
 
-def _parquet_rows(path: Path, raw: BinaryIO) -> Iterator[Rows | BadRow]:
+def is_deep(value: Any, levels: int = DEEPEST) -> bool:
+    """Whether lists and objects stand in each other deeper than so many levels."""
+    inner = value.values() if isinstance(value, dict) else value
+    return any(not levels or is_deep(v, levels - 1) for v in inner if isinstance(v, dict | list))
+
+
+def _parquet_rows(path: Path, raw: BinaryIO) -> Iterator[Rows]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    stored = path.stat().st_size
     try:
-        number = 1
-        for batch in pq.ParquetFile(raw).iter_batches(batch_size=1024):
-            yield Rows(str(path), range(number, number + len(batch)), batch.to_pydict())
-            number += len(batch)
-    except (pa.ArrowException, ValueError, OSError) as error:
+        with bounded_memory(BATCH_MEMORY):
+            file = pq.ParquetFile(raw)
+        if len(names := file.schema_arrow.names) > MOST_COLUMNS:
+            raise UserError(f"{path}: {_header_problem(names)}")
+        if any(_is_deep_type(field.type) for field in file.schema_arrow):
+            raise UserError(f"{path}: a column is nested deeper than {DEEPEST} levels")
+        _require_plausible(path, "Parquet", stored, EXPANSION["Parquet"] * file.metadata.num_rows)  # a byte a row
+        bytes_of_all = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
+        rows = UNSUSPECTED * file.metadata.num_rows // max(bytes_of_all, 1)
+        yield from _batch_rows(path, file.iter_batches(batch_size=min(max(rows, 1), 1024)), stored)
+    except (pa.ArrowException, ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path}: not Parquet, or damaged: {one_line(error)}") from None
+
+
+def _is_deep_type(kind: pa.DataType, levels: int = DEEPEST) -> bool:
+    return not levels or any(_is_deep_type(kind.field(i).type, levels - 1) for i in range(kind.num_fields))
+
+
+def _batch_rows(source: Path | str, batches: Iterator[pa.RecordBatch], stored: int) -> Iterator[Rows]:
+    """Rows of CHARACTERS or one row each. A batch of a few bytes may be of any size: values repeat, and are nothing."""
+    number, became = 1, 0
+    while True:
+        try:
+            with bounded_memory(BATCH_MEMORY):
+                if (batch := next(batches, None)) is None:
+                    return
+                size = sum(map(_size, batch.columns))
+        except MemoryError:
+            where = f"{source}: row {number} or the next thousand"
+            raise UserError(f"{where}: takes more than {BATCH_MEMORY:,} bytes, or than there are") from None
+        became += size
+        _require_plausible(source, "Parquet", stored, became)
+        rows = max(1, len(batch) * CHARACTERS // max(size, 1))
+        for start in range(0, len(batch), rows):
+            part = batch.slice(start, rows)
+            share = size * len(part) // len(batch)
+            yield Rows(str(source), range(number, number + len(part)), part.to_pydict(), size=share)
+            number += len(part)
+
+
+def _size(array: pa.Array) -> int:
+    """About the bytes that it takes as a list: those of its texts, and 8 for each value in it, nulls too."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(array.type):
+        return _size(array.dictionary_decode())
+    if isinstance(array, pa.ExtensionArray):
+        return _size(array.storage)
+    inner = []
+    if pa.types.is_struct(array.type):
+        inner = array.flatten()
+    elif isinstance(array, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        inner = [array.flatten()]
+    return 8 * len(array) + (sum(map(_size, inner)) if inner else array.nbytes)
 
 
 def _dataset_rows(source: str, progress: Callable[[int, int], None]) -> Iterator[Rows]:
     from datasets import load_dataset, load_from_disk
+    from pyarrow import ArrowException
 
     hub = re.fullmatch(r"hub:([^/:]+/[^/:]+)(?:/([^/:]+))?(?::([^:]+))?", source)
     if source.startswith("hub:") and not hub:
         raise UserError(f"{source}: expected hub:owner/name[/config][:split]")
+    if hub and Path(hub[1]).exists():  # `datasets` would read that, not the hub
+        raise UserError(f"{source}: {hub[1]} stands in the working directory: name that, or go elsewhere for the hub's")
     try:
         dataset = load_dataset(hub[1], hub[2], split=hub[3] or "train") if hub else load_from_disk(source)
     except Exception as error:  # offline, not found, gated, damaged: whatever it is, one line
         raise UserError(f"{source}: cannot be loaded: {one_line(error)}") from None
     total = sum(Path(file["filename"]).stat().st_size for file in dataset.cache_files)
-    for start in range(0, len(dataset), 1024):
-        table = dataset.with_format("arrow")[start : start + 1024]
-        yield Rows(source, range(start + 1, start + len(table) + 1), table.to_pydict())
-        progress(total * (start + len(table)) // len(dataset), total)
+    tables = (dataset.with_format("arrow")[start : start + 1024] for start in range(0, len(dataset), 1024))
+    try:
+        for rows in _batch_rows(source, (table.combine_chunks().to_batches()[0] for table in tables), total):
+            yield rows
+            progress(total * rows.lines[-1] // len(dataset), total)
+    except (ArrowException, ValueError, OSError) as error:
+        raise UserError(f"{source}: damaged: {one_line(error)}") from None
 
 
 def _find_encoding(path: Path, given: str, note: Callable[[str], None]) -> tuple[str, str]:
     """Codec and error handler, which is "strict" only where the scan saw neither NULs nor undecodable bytes."""
     if given != "auto":
         try:
-            "".encode(given)
-            return "utf-8-sig" if codecs.lookup(given).name == "utf-8" else given, "surrogateescape"
+            "".encode(given)  # LookupError where it encodes no text, as base64 and rot13
+            if (known := codecs.lookup(given).name) not in NO_TEXT:
+                return "utf-8-sig" if known == "utf-8" else given, "surrogateescape"
         except (LookupError, ValueError):
-            raise UserError(f"data.encoding={given}: not an encoding that Python knows (utf-8, cp949, ...)") from None
+            pass
+        raise UserError(f"data.encoding={given}: not an encoding of text that Python knows (utf-8, cp949, ...)")
     nul, broken, surplus = False, 0, 0  # surplus: the bytes of well-formed sequences but for the first of each
+    length = 0  # bytes of the line, or the .json file, so far
     decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
     with path.open("rb") as raw:
         stream = _decompressed(path, raw)
@@ -343,6 +495,7 @@ def _find_encoding(path: Path, given: str, note: Callable[[str], None]) -> tuple
         utf16 = max(even, odd) > max(4 * min(even, odd), len(head) / 10)  # every other byte of ASCII characters is NUL
         codec = ("utf-16-le" if odd > even else "utf-16-be") if utf16 else ""
         for chunk in [] if codec else itertools.chain([head], iter(lambda: stream.read(CHUNK), b""), [b""]):
+            length = _require_bounded(path, chunk, length)
             text = decoder.decode(chunk, final=not chunk)
             nul = nul or "\0" in text
             surplus += len(chunk) - len(text)
@@ -353,6 +506,19 @@ def _find_encoding(path: Path, given: str, note: Callable[[str], None]) -> tuple
     but = f" (but for {broken} bytes it is)" if codec == "utf-8-sig" else ""
     note(f"{path}: not UTF-8{but}, read as {codec.removesuffix('-sig')} (assumed; --set data.encoding=... overrides)")
     return codec, "surrogateescape"
+
+
+def _require_bounded(path: Path, chunk: bytes, length: int) -> int:
+    """`length` after one more chunk. Raises UserError where the reading itself would, before all else is scanned."""
+    if _kind(path) == ".json":
+        if length + len(chunk) > LARGEST_WHOLE:
+            raise UserError(_too_large(path))
+        return length + len(chunk)
+    end = max(chunk.rfind(b"\n"), chunk.rfind(b"\r"))
+    length = length + len(chunk) if end < 0 else len(chunk) - end - 1
+    if length > 4 * LONGEST_LINE:
+        raise UserError(f"{path}: a line is longer than the {LONGEST_LINE:,} characters that it may have")
+    return length
 
 
 class _Lines(io.TextIOBase):
@@ -407,7 +573,7 @@ def _legacy_encoding(path: Path) -> str:
 
     sample = b"\n\n"
     with path.open("rb") as raw:
-        for line in _decompressed(path, raw):
+        for line in iter(partial(_decompressed(path, raw).readline, CHUNK), b""):
             sample += b"" if line.isascii() or len(sample) > SAMPLE else line.replace(b"<", b" ")
     if b"\0" in sample:
         raise UserError(f"{path}: not text: it holds NUL bytes, and is not UTF-8 or UTF-16")

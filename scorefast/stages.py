@@ -203,8 +203,9 @@ def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
         report.print_signs(console, metrics, job.section)
         try:
             report.draw_learning_curve(metrics, f"{job.folder.name}: {job.section}", job.folder / "curve.png")
-        except OSError as error:  # what was trained is saved
-            console.print(f"{job.folder / 'curve.png'}: not drawn: {error.strerror}", soft_wrap=True)
+        except Exception as error:  # a full disk, a font, a setting of matplotlib's: what was trained is saved
+            why = getattr(error, "strerror", None) or one_line(error)
+            console.print(f"{job.folder / 'curve.png'}: not drawn: {why}", soft_wrap=True)
     return job.folder
 
 

@@ -150,7 +150,7 @@ def bounded_work(seconds: float, memory: int) -> Iterator[None]:
 
     Time is bounded on the main thread (by SIGALRM, not on Windows), memory on Linux.
     """
-    with _bounded_memory(memory):
+    with bounded_memory(memory):
         if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -169,7 +169,8 @@ def bounded_work(seconds: float, memory: int) -> Iterator[None]:
 
 
 @contextmanager
-def _bounded_memory(memory: int) -> Iterator[None]:
+def bounded_memory(memory: int) -> Iterator[None]:
+    """Of this process, that many bytes more than it has now; beyond them an allocation fails. On Linux alone."""
     if not sys.platform.startswith("linux"):
         yield
         return

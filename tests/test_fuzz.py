@@ -13,13 +13,21 @@ from benchmarks.fuzz_inputs import inputs
 from scorefast.recipe import UserError
 
 EXAMPLES = {"recipe": 200, "set": 200, "source": 150, "answer": 200, "math": 5, "checkpoint": 20, "model": 20}
-EXAMPLES |= {"run": 4, "chat": 10, "tokenizer": 10, "generation": 15}
+EXAMPLES |= {"parquet": 150, "prepared": 150, "run": 4, "chat": 10, "tokenizer": 10, "generation": 15}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def everything_is_imported():
     """The limit of an input's time is for the input, not for what is imported and made with the first one."""
-    for target, sound in (("checkpoint", b"[]"), ("model", b"[]"), ("run", b"[]"), ("chat", b"1 + 1?"), ("math", b"1")):
+    for target, sound in (
+        ("prepared", b""),
+        ("parquet", b""),
+        ("checkpoint", b"[]"),
+        ("model", b"[]"),
+        ("run", b"[]"),
+        ("chat", b"1 + 1?"),
+        ("math", b"1"),
+    ):
         with contextlib.suppress(UserError):
             TARGETS[target](sound)
 
@@ -40,7 +48,7 @@ def test_new_inputs_are_taken_or_refused(target):
 
     tried()
     assert sum(found.values()) >= EXAMPLES[target]
-    if target in ("recipe", "checkpoint", "model"):
+    if target in ("recipe", "checkpoint", "model", "parquet", "prepared"):
         assert min(found.values()) > 0, "inputs of which none is ever taken, or none refused, show little"
 
 

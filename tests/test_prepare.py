@@ -82,6 +82,42 @@ def test_prepared_rows_that_are_none_are_one_line(tmp_path, rows):
         load_dataset(str(out), RECIPE.data)
 
 
+SOUND = {"id": "1", "question": "q", "original_answer": "o", "correct_answer": "c", "grader": "exact", "extra": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": None}, "row 2: question is None, which is no text"),
+        ({"question": 7}, "row 1: question is 7, which is no text"),
+        ({"question": " "}, "row 2: question is blank"),
+        ({"question": ["a"]}, "row 1: question is ['a'], which is no text"),
+        ({"question": "x" * 100_001}, "row 2: question has more than 100,000 characters"),
+        ({"correct_answer": None}, "row 2: correct_answer is None"),
+        ({"original_answer": {"a": 1}}, "row 1: original_answer is {'a': 1}"),
+        ({"grader": "evil\x1b\n" + "x" * 10_000}, "row 2: grader is 'evil"),
+        ({"id": None}, "row 2: id is None"),
+        ({"extra": "[1]"}, "row 2: extra is no JSON object"),
+        ({"extra": '{"a":' * 500 + "1" + "}" * 500}, "row 2: extra is no JSON object of at most 100 levels"),
+        ({"extra": '{"a":' * 5000}, "row 2: "),
+        ({"unheard_of": "1"}, "row 1: its columns are not"),
+    ],
+)
+def test_prepared_values_that_prepare_never_writes_are_one_line(tmp_path, change, message):
+    _, out = prepared(tmp_path, SHIPPED)
+    rows = [SOUND, SOUND | change] if message.startswith("row 2") else [SOUND | change]
+    pq.write_table(pa.Table.from_pylist(rows), out / "test.parquet")
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["sha256"]["test.parquet"] = file_sha256(out / "test.parquet")
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError) as caught:
+        load_dataset(str(out), RECIPE.data)
+    said = str(caught.value)
+    assert said.startswith(f"{out / 'test.parquet'}: holds no prepared rows: {message}")
+    assert "\n" not in said
+    assert len(said) < 700
+
+
 def test_every_field_of_an_example_survives(tmp_path):
     row = {"question": "𝔞 سؤال 🙂", "correct_answer": "18", "grader": "numeric", "level": {"deep": [1, None]}, "n": 3}
     _, out = prepared(tmp_path, write(tmp_path, [row]))

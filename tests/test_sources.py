@@ -333,3 +333,37 @@ def test_large_cells_are_not_gathered_by_the_thousand(tmp_path):
         text = ("a,b\n" if name == "d.csv" else "") + row * 20
         parts = list(read_chunks(str(put(tmp_path, name, text.encode()))))
         assert [len(part.lines) for part in parts] == [4] * 5, "16 MB, and the row that passes them"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rot13",
+        "base64",
+        "zlib",
+        "hex",
+        "idna",
+        "punycode",
+        "unicode_escape",
+        "raw_unicode_escape",
+        "undefined",
+        "",
+        "a\0",
+    ],
+)
+def test_a_codec_that_is_no_encoding_of_text_is_refused(tmp_path, name):
+    (tmp_path / "a.csv").write_bytes(HEADER + b"a,b,c\n")
+    with pytest.raises(UserError, match="not an encoding of text that Python knows"):
+        list(read_rows(str(tmp_path / "a.csv"), encoding=name))
+
+
+@pytest.mark.parametrize("name", ["utf-7", "utf-16", "utf-32", "hz", "iso2022_jp", "cp037", "big5", "utf-8"])
+def test_an_encoding_that_fails_in_the_middle_is_one_line_or_bad_rows(tmp_path, name):
+    (tmp_path / "a.csv").write_bytes(HEADER + b"a,b,c\n" * 9000 + b"+AA\xff~{\x1b$B\xd8\0" * 9)
+    said = f"{tmp_path / 'a.csv'}: "
+    try:
+        list(read_rows(str(tmp_path / "a.csv"), encoding=name))
+    except UserError as error:
+        said = str(error)
+    assert said.startswith(f"{tmp_path / 'a.csv'}: ")
+    assert "\n" not in said
