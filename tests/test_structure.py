@@ -16,6 +16,7 @@ ORDER = [
     "durable",
     "prompts",
     "recipe",
+    "ownership",
     "sources",
     "duplicates",
     "presets",
@@ -29,7 +30,7 @@ ORDER = [
     "runs",
 ]
 ORDER += ["settings", "report", "prepare", "kernels", "objective", "rollout", "four_bit", "model", "memory"]
-ORDER += ["evaluate", "schedule", "trainer", "stages", "chat", "export", "cli"]
+ORDER += ["evaluate", "schedule", "optimizers", "trainer", "stages", "chat", "export", "cli"]
 LIGHT = {*ORDER[: ORDER.index("kernels")], "cli"}
 PACKAGE = REPOSITORY / "scorefast"
 
