@@ -157,9 +157,10 @@ def unmake(made: Sequence[Path]) -> None:
 @contextlib.contextmanager
 def filled_at_the_end(out: Path, last: str | None = None) -> Iterator[Path]:
     """A hidden folder in `out` to work in. When the block ends, what it holds moves into `out`, the file `last` after
-    all others; what somebody else has put there is not replaced. When the block fails, nothing is left of it.
+    all others. When the block fails, nothing is left of it.
 
-    Raises UserError before the block where the folder cannot be made, or holds a hidden folder already.
+    Raises UserError before the block where the folder cannot be made, or holds a hidden folder already, and after it
+    where somebody has put a file of the same name there.
     """
     partial = out / WORK
     moved: list[Path] = []
@@ -176,7 +177,7 @@ def filled_at_the_end(out: Path, last: str | None = None) -> Iterator[Path]:
         yield partial
         for path in sorted(partial.iterdir(), key=lambda p: (p.name == last, p.name)):
             if os.path.lexists(out / path.name):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(out / path.name))
+                raise UserError(f"{out / path.name}: was put there meanwhile, and is not replaced; name another --out")
             moved.append(path.rename(out / path.name))
         partial.rmdir()
     except BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -293,6 +294,52 @@ def test_a_place_where_nothing_can_be_made_is_one_line(tmp_path):
     (tmp_path / "runs").unlink()
     (tmp_path / "runs").write_text("a file")
     assert scorefast_here("prepare", SHIPPED, cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "why"),
+    [
+        ("optimizer", "galore_adamw", "install `galore_torch`"),
+        ("optimizer", "lomo", "install `lomo_optim`"),
+        ("optimizer", "adamw_anyprecision", "torchdistx"),
+        ("optimizer", "schedule_free_adamw", "install `schedulefree`"),
+        ("lr_scheduler", "reduce_lr_on_plateau", "it follows a metric"),
+        ("lr_scheduler", "greedy", "it follows a metric"),
+        ("lr_scheduler", "cosine_with_min_lr", "min_lr"),
+        ("lr_scheduler", "warmup_stable_decay", "num_decay_steps"),
+    ],
+)
+def test_an_optimizer_or_scheduler_that_cannot_be_used_is_one_line(tmp_path, key, name, why):
+    """Before a model is loaded, or a folder made."""
+    done = scorefast_here("stage1", "--data", SHIPPED, "--out", "a/b", "--set", f"stage1.{key}={name}", cwd=tmp_path)
+    assert done.returncode == 2
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(f"scorefast: stage1.{key}: {name} cannot be used here: ")
+    assert why in said
+    assert "; take another, such as " in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("level", ["1", "2"])
+def test_python_may_leave_out_assertions_and_docstrings(tmp_path, monkeypatch, level):
+    monkeypatch.setenv("PYTHONOPTIMIZE", level)
+    assert "Stage I: reward the second attempt" in scorefast("stage1", "--help", cwd=tmp_path).stdout
+    done = scorefast("stage1", "--data", SHIPPED, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stage_that_fails_leaves_a_folder_that_was_there_before(tmp_path):
+    """Folders that it made are removed; here the base model has no weights."""
+    (tmp_path / "base").mkdir()
+    for path in (REPOSITORY / "scorefast/assets/tiny-gemma2").iterdir():
+        if path.suffix != ".safetensors":
+            shutil.copy(path, tmp_path / "base")
+    (tmp_path / "old").mkdir()
+    for out in ("old", "new/run"):
+        done = scorefast_here("stage1", "--data", SHIPPED, "--out", out, "--set", "model.name=./base", cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"base", "old"}
+    assert not list((tmp_path / "old").iterdir())
 
 
 def test_what_a_killed_command_left_is_named(tmp_path):
