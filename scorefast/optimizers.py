@@ -34,15 +34,20 @@ def require_usable(recipe: Recipe, section: str) -> None:
             kind(getattr(stage, key))
         except ValueError as error:
             raise UserError(f"{section}.{key}: {error}") from None
+    if stage.lr_scheduler in BY_METRIC:
+        why = ValueError("it follows a metric, and a run has none for it")
+        raise _unusable(f"{section}.lr_scheduler", stage.lr_scheduler, why, "constant or cosine")
+    try:
+        arguments = training_arguments(recipe, stage, Path("runs"), validate=True)
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"{section}: {one_line(error)}") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            optimizer = _tried_optimizer(training_arguments(recipe, stage, Path("runs"), validate=False))
+            optimizer = _tried_optimizer(arguments)
         except Exception as error:  # of any of a dozen packages
             raise _unusable(f"{section}.optimizer", stage.optimizer, error, "adamw_torch, adafactor or sgd") from None
         try:
-            if stage.lr_scheduler in BY_METRIC:
-                raise ValueError("it follows a metric, and a run has none for it")
             scheduler = get_scheduler(stage.lr_scheduler, optimizer, stage.warmup_steps, stage.max_steps)
             scheduler.step()
             scheduler.load_state_dict(_saved(scheduler))

@@ -42,7 +42,7 @@ from scorefast.runs import (
     read_metrics,
     step_of,
 )
-from scorefast.schedule import micro_batch_size, samples_per_question, training_arguments
+from scorefast.schedule import micro_batch_size, samples_per_question
 from scorefast.surroundings import place
 from scorefast.trainer import ScoreTrainer
 from scorefast.untrusted import one_line, read_json, require_sound_folder, shortened
@@ -76,10 +76,6 @@ def check_stage(section: Section, recipe: Recipe, dataset: Dataset) -> None:
     micro_batch_size(stage, section, place().processes)
     resolve_loss(recipe)
     require_usable(recipe, section)
-    try:
-        training_arguments(recipe, stage, Path("runs"), validate=True)
-    except (ValueError, TypeError, ImportError) as error:
-        raise UserError(f"{section}: {str(error).splitlines()[0]}") from None
     if recipe.report_to not in ("none", "all", *(known := get_available_reporting_integrations())):
         raise UserError(f"report_to: {recipe.report_to!r} is not installed here; there are: none, {', '.join(known)}")
     train = dataset.split("train", "training")
