@@ -1,5 +1,5 @@
-"""What a run survives: kills, signals, a full disk, a vanished folder, a damaged checkpoint; each against the same run
-left alone.
+"""What a run survives: kills, signals, a full disk, a vanished folder, a damaged checkpoint, its log, its run.json or
+its lock taken away; each against the same run left alone.
 
     python benchmarks/faults.py run [--kills 30] [--signals 10] [--seed 0]
 
@@ -321,6 +321,48 @@ def newest_damaged(folder: Path, chance: random.Random) -> tuple[str, int, tuple
     return f"one bit of {victim.name} flipped", step, finish(folder, codes)
 
 
+def log_struck(folder: Path, chance: random.Random) -> tuple[str, int, tuple[int, ...]]:
+    """metrics.jsonl is removed, or a link, a pipe or (for some steps) a folder stands in its place."""
+    child = Child(folder)
+    step, seconds = child.wait_for_step(chance.randrange(1, STEPS - 3))
+    log, outside = folder / "metrics.jsonl", folder.with_suffix(".outside")
+    outside.write_text("precious")
+    put = chance.choice([lambda: None, lambda: log.symlink_to(outside), lambda: os.mkfifo(log), log.mkdir])
+    log.unlink()
+    with contextlib.suppress(FileExistsError):  # the run has written it anew already
+        put()
+    time.sleep(chance.uniform(0.5, 2.5) * seconds)
+    with contextlib.suppress(OSError):
+        log.rmdir()
+    codes = [child.exit_code()]
+    harm = "" if outside.read_text() == "precious" else ", written through a link"
+    return f"metrics.jsonl taken away{harm}", step, tuple(codes) if codes == [0] else finish(folder, codes)
+
+
+def papers_removed(folder: Path, chance: random.Random) -> tuple[str, int, tuple[int, ...]]:
+    """run.json and recipe.yaml are removed, and after a step the run is killed: it needs both to go on."""
+    child = Child(folder)
+    step, _ = child.wait_for_step(chance.randrange(1, STEPS - 3))
+    for name in ("run.json", "recipe.yaml"):
+        (folder / name).unlink()
+    child.wait_until(lambda: child.step() > step + 1)
+    child.signal(signal.SIGKILL)
+    return "run.json and recipe.yaml removed, then SIGKILL", step, finish(folder, [child.exit_code()])
+
+
+def lock_taken(folder: Path, chance: random.Random) -> tuple[str, int, tuple[int, ...]]:
+    """.lock is removed or replaced, and the same command is given a second time meanwhile."""
+    child = Child(folder)
+    step, _ = child.wait_for_step(chance.randrange(1, STEPS - 3))
+    (folder / ".lock").unlink()
+    if chance.random() < 0.5:
+        (folder / ".lock").touch()
+    second = Child(folder).exit_code()
+    codes = [child.exit_code()]
+    name = ".lock taken away" + ("" if second == 2 else f", and a second command ended with {second}")
+    return name, step, tuple(codes) if codes == [0] else finish(folder, codes)
+
+
 def suffer(
     fault: Callable[..., tuple[str, int, tuple[int, ...]]], work: Path, number: int, seed: int, kind: str = "stage1"
 ) -> Outcome:
@@ -345,8 +387,9 @@ def run(kills: int, signals: int, seed: int) -> None:
         (kill_three_times, max(1, kills // 5)),
     ]
     plan += [(fault, signals) for fault in (interrupt, terminate, hang_up, interrupt_twice)]
-    disk = [disk_full, file_system_full] if may_mount() else [disk_full]
-    plan += [(fault, max(1, signals // 2)) for fault in (*disk, folder_gone, newest_damaged)]
+    taken = [disk_full, file_system_full] if may_mount() else [disk_full]
+    taken += [folder_gone, newest_damaged, log_struck, papers_removed, lock_taken]
+    plan += [(fault, max(1, signals // 2)) for fault in taken]
     outcomes = []
     for fault, trials in plan:
         for number in range(trials):

@@ -10,6 +10,7 @@ if __name__ == "__main__" and sys.path[:1] == [os.getcwd()] and not sys.flags.sa
 
 
 def main() -> None:
+    _keep_docstrings()
     _name_files_in_utf8()
     try:
         from scorefast.cli import main as run
@@ -19,6 +20,16 @@ def main() -> None:
         sys.exit(130)
     finally:
         _leave_stderr()
+
+
+def _keep_docstrings() -> None:
+    """Where Python leaves docstrings out (-OO, PYTHONOPTIMIZE=2), start again with -O: transformers reads its own as it
+    is imported, and --help is made of ours."""
+    own = len(sys.orig_argv) - len(sys.argv) + 1
+    command = ["-O" if word == "-OO" else word for word in sys.orig_argv[1:own]] + sys.argv[1:]
+    if sys.flags.optimize > 1 and (os.environ.get("PYTHONOPTIMIZE") != "1" or command != sys.orig_argv[1:]):
+        os.environ["PYTHONOPTIMIZE"] = "1"
+        os.execv(sys.executable, [sys.executable, *command])
 
 
 def _name_files_in_utf8() -> None:

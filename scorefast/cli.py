@@ -194,10 +194,9 @@ def prepare(
             from scorefast.evaluate import first_attempt_writer
 
             fill = first_attempt_writer(settings, writer, console.note)
-        folder = runs.claim_run(out, "data")
         note = console.note
         try:
-            with _byte_progress(console) as bar:
+            with runs.claimed(out, "data") as folder, _byte_progress(console) as bar:
                 done = prepare_(
                     source, settings, folder, against=against, chat=chat, fill=fill, note=note, progress=bar
                 )
@@ -208,8 +207,9 @@ def prepare(
 
         report_.print_prepared(console, done)
         if report:
-            report_.write_data_report(done, folder / "report.html")
-            console.note(f"report: {folder / 'report.html'}")
+            page = folder / "report.html"
+            if _written_aside(console, page, lambda: report_.write_data_report(done, page)):
+                console.note(f"report: {page}")
     print(folder)
 
 
@@ -309,12 +309,12 @@ def _stage(
     note = console.note
     if resume and out is None:
         raise UserError("--resume: name the run to continue with --out")
-    begun = out if resume and out is not None and runs.has_begun(out) else None
+    begun, owner = out if resume and out is not None and runs.has_begun(out) else None, None
     if begun is None and first:
         runs.require_free(out, resume=resume)
     with contextlib.ExitStack() as held:
         if begun is not None and first and not dry_run:
-            held.enter_context(runs.own_run(begun))
+            owner = held.enter_context(runs.own_run(begun))
         start = runs.open_checkpoint(from_) if from_ else None
         facts: dict[str, Any] = {"stage": section, "data_sha256": content_sha256(data), "data": data}
         facts |= runs.what_it_starts_from(start)
@@ -345,27 +345,44 @@ def _stage(
                 return
             check_lengths(section, settings, dataset)
             if begun is None and first:
-                out = runs.claim_run(out, section, resume=resume)
-                held.enter_context(runs.own_run(out))
+                out = held.enter_context(runs.claimed(out, section, resume=resume))
+                owner = held.enter_context(runs.own_run(out))
                 runs.require_free(out, resume=resume)  # once more: now nobody else can take it
+                held.enter_context(runs.abandoned_where_it_fails(owner))
             if out is None:
                 raise UserError("several processes: name the run's folder with --out")
             if begun is None and first:
-                _start_run(out, settings, facts, dataset)
+                _start_run(console, out, settings, facts, dataset)
             given = ["scorefast", section, "--data", data, *(["--from", from_] if from_ else []), "--out", str(out)]
             given += ["--reward", settings.reward.function] if settings.reward.function else []
-            _run_stage(StageRun(section, settings, dataset, start, out), console, begun is not None, given)
+            _run_stage(StageRun(section, settings, dataset, start, out, owner), console, begun is not None, given)
     if first:
         print(out)
 
 
-def _start_run(out: Path, settings: Recipe, facts: dict[str, Any], dataset: Any) -> None:
+def _start_run(console: InertConsole, out: Path, settings: Recipe, facts: dict[str, Any], dataset: Any) -> None:
     from scorefast import runs
+
+    _write_dropped(console, dataset, out)
+    runs.start_run(out, settings, facts)
+
+
+def _write_dropped(console: InertConsole, dataset: Any, folder: Path) -> None:
     from scorefast.prepare import write_dropped
+    from scorefast.runs import DROPPED
 
     if dataset.dropped_rows:
-        write_dropped(dataset.dropped_rows, out / runs.DROPPED)
-    runs.start_run(out, settings, facts)
+        _written_aside(console, folder / DROPPED, lambda: write_dropped(dataset.dropped_rows, folder / DROPPED))
+
+
+def _written_aside(console: InertConsole, path: Path, write: Callable[[], None]) -> bool:
+    """Whether a file was written that nothing depends on. Where it was not, that is said in a line."""
+    try:
+        write()
+    except OSError as error:
+        console.note(f"{path}: not written: {error.strerror}")
+        return False
+    return True
 
 
 def _run_stage(job: Any, console: InertConsole, resume: bool, given: list[str]) -> None:
@@ -380,11 +397,7 @@ def _run_stage(job: Any, console: InertConsole, resume: bool, given: list[str]) 
         kept = f"{last} is saved" if last else "no checkpoint was saved"
         again = shlex.join([*given, "--resume"])
         console.print(f"interrupted: {kept}. Continue with: {again}", soft_wrap=True)
-        raise typer.Exit(128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT)) from None
-    except UserError:
-        if not resume and place().rank == 0:
-            runs.abandon_run(job.folder)
-        raise
+        raise Interrupted(stop.signum if isinstance(stop, Interrupted) else signal.SIGINT) from None
 
 
 def _print_stage_plan(console: InertConsole, section: Any, settings: Recipe, dataset: Any) -> None:
@@ -424,7 +437,6 @@ def eval_(
     """Greedy two-turn evaluation of CHECKPOINTS on held-out questions; the first one is the baseline of the others."""
     from scorefast import runs
     from scorefast.data import SPLITS, load_dataset
-    from scorefast.prepare import write_dropped
 
     console = _console(quiet)
     opened = [None if text == "base" else runs.open_checkpoint(text) for text in checkpoints]
@@ -451,17 +463,18 @@ def eval_(
 
         unwritten, path = None, None
         try:
-            content, path = evaluate_checkpoints(
-                opened, settings, examples, context, console, out=out, with_probe=probe
-            )
+            with runs.claimed(out, "eval") if out else contextlib.nullcontext() as folder:
+                content, path = evaluate_checkpoints(
+                    opened, settings, examples, context, console, out=folder, with_probe=probe
+                )
         except NotWritten as error:
             content, unwritten = error.content, error
     if as_json or path is not None:
         print(json.dumps(content) if as_json else path)
     if unwritten is not None:
         raise unwritten
-    if dataset.dropped_rows and path is not None:
-        write_dropped(dataset.dropped_rows, path.parent / runs.DROPPED)
+    if path is not None:
+        _write_dropped(console, dataset, path.parent)
 
 
 @app.command()

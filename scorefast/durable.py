@@ -13,12 +13,13 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from scorefast.untrusted import TOKENIZER_FILES, UserError, read_json
 
 SEAL = "checkpoint.json"
+WORK = ".partial"  # the hidden folder in which is made what then takes its place
 NOT_OF_THE_MODEL = {SEAL, "run.json", "trainer_state.json", "report.json"}
 UNSEALED = ("README.md",)  # a model card is there to be edited
 
@@ -91,10 +92,10 @@ def damage(folder: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def written_whole(target: Path, work: Path) -> Iterator[Path]:
+def written_whole(target: Path, work: Path, note: Callable[[str], None] = lambda line: None) -> Iterator[Path]:
     """A folder in `work` (of the same disk) to write into. When the block ends its files are sealed, read back, and
     become those of `target`: by one rename where there is no such folder yet, else file by file with the seal last.
-    When the block fails, nothing is left of it.
+    When the block fails, nothing is left of it. `note` is told which file that no seal names could not be replaced.
     """
     partial = work / target.name
     shutil.rmtree(work, ignore_errors=True)
@@ -107,12 +108,7 @@ def written_whole(target: Path, work: Path) -> Iterator[Path]:
         if wrong := damage(partial):  # read back before it takes any other's place
             raise OSError(errno.EIO, wrong)
         if target.exists():
-            (target / SEAL).unlink(missing_ok=True)
-            for path in sorted(partial.iterdir(), key=lambda p: p.name == SEAL):
-                if path.name == SEAL:
-                    sync_folder(target)
-                os.replace(path, target / path.name)
-            sync_folder(target)
+            _replace_files(partial, target, note)
         else:
             os.replace(partial, target)
             sync_folder(target.parent)
@@ -120,13 +116,123 @@ def written_whole(target: Path, work: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def _replace_files(partial: Path, target: Path, note: Callable[[str], None]) -> None:
+    (target / SEAL).unlink(missing_ok=True)
+    for path in sorted(partial.iterdir(), key=lambda p: p.name == SEAL):
+        if path.name == SEAL:
+            sync_folder(target)
+        try:
+            os.replace(path, target / path.name)
+        except OSError as error:
+            if path.name not in UNSEALED:
+                raise
+            note(f"{target / path.name}: not written: {error.strerror}")
+    sync_folder(target)
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make `folder` and its parents; those that were not there before, the outermost first."""
+    made: list[Path] = []
+    try:
+        for path in reversed([folder, *folder.parents]):
+            try:
+                path.mkdir()
+                made.append(path)
+            except FileExistsError:
+                if not path.is_dir():
+                    raise
+    except OSError:
+        unmake(made)
+        raise
+    return made
+
+
+def unmake(made: Sequence[Path]) -> None:
+    """Remove folders that `make_folder` made. One that holds something by now stays."""
+    for path in reversed(made):
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
+@contextlib.contextmanager
+def filled_at_the_end(out: Path, last: str | None = None) -> Iterator[Path]:
+    """A hidden folder in `out` to work in. When the block ends, what it holds moves into `out`, the file `last` after
+    all others. When the block fails, nothing is left of it.
+
+    Raises UserError before the block where the folder cannot be made, or holds a hidden folder already, and after it
+    where somebody has put a file of the same name there.
+    """
+    partial = out / WORK
+    moved: list[Path] = []
+    try:
+        made = make_folder(out)
+        try:
+            partial.mkdir()
+        except OSError:
+            unmake(made)
+            raise
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be made: {error.strerror}") from None
+    try:
+        yield partial
+        for path in sorted(partial.iterdir(), key=lambda p: (p.name == last, p.name)):
+            if os.path.lexists(out / path.name):
+                raise UserError(f"{out / path.name}: was put there meanwhile, and is not replaced; name another --out")
+            moved.append(path.rename(out / path.name))
+        partial.rmdir()
+    except BaseException:
+        for path in moved:
+            with contextlib.suppress(OSError):
+                path.rename(partial / path.name)
+        shutil.rmtree(partial, ignore_errors=True)
+        unmake(made)
+        raise
+
+
 def remove_folder(folder: Path) -> None:
-    """Its seal first, so that what a kill leaves of it is no checkpoint. Of a link, the link alone."""
+    """Remove what the folder's seal names, the seal last, and the folder where nothing else is in it: what a kill
+    leaves is no whole checkpoint, and what somebody has put there stays. Of a link, the link alone is removed."""
     if folder.is_symlink():
         folder.unlink()
-    elif folder.exists():
-        (folder / SEAL).unlink(missing_ok=True)
-        shutil.rmtree(folder)
+        return
+    if is_own_file(folder / SEAL):
+        for name in (*UNSEALED, *_sealed(folder), SEAL):
+            (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _sealed(folder: Path) -> list[str]:
+    """The names in the folder's seal that are files of the folder."""
+    try:
+        names = [str(name) for name in read_json(folder / SEAL)["files"]]
+    except (UserError, KeyError, TypeError):
+        return []
+    return [name for name in names if Path(name).name == name and name != SEAL]
+
+
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Those of the names that are files or links; a folder of such a name is not ours."""
+    for name in names:
+        with contextlib.suppress(OSError):
+            (folder / name).unlink()
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether it is a regular file of its folder: no link, pipe, device or folder."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """(device, number of the file on it); None where nothing is there. A link is not followed."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def fingerprint(folder: Path) -> str:

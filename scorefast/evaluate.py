@@ -162,7 +162,6 @@ def evaluate_checkpoints(
     )
     if chat.rule:
         console.print(chat.rule, soft_wrap=True)
-    out = out and claim_run(out, "eval")
     named: list[tuple[str, list[Graded]]] = []
     probes: dict[str, Any] = {}
     names = [checkpoint.name if checkpoint else "base" for checkpoint in checkpoints]

@@ -17,10 +17,11 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
+from scorefast.durable import WORK, filled_at_the_end
 from scorefast.model import chat_format, load_merged, settings_to_save
 from scorefast.prompts import ChatFormat
 from scorefast.recipe import Model, Recipe, RunError, UserError, load_recipe, model_path
-from scorefast.runs import RECIPE, WORK, Checkpoint
+from scorefast.runs import RECIPE, Checkpoint
 from scorefast.untrusted import one_line, shortened
 
 Format = Literal["adapter", "merged-16bit", "gguf"]
@@ -49,9 +50,9 @@ def export_checkpoint(checkpoint: Checkpoint, format: Format, out: Path, note: C
 
     Raises UserError, before a model loads, for all that can be known by then.
     """
-    if (partial := out / WORK).exists():
+    if os.path.lexists(partial := out / WORK):
         raise UserError(f"{out}: holds what an export that was killed left behind, {partial}; remove that")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: already holds files; name a new or empty folder with --out")
     if format == "adapter" and not checkpoint.is_adapter:
         raise UserError(f"{checkpoint.path}: a whole model (tuning: full), no adapter; take --format merged-16bit")
@@ -67,7 +68,7 @@ def export_checkpoint(checkpoint: Checkpoint, format: Format, out: Path, note: C
     if format == "gguf":
         ollama_template(chat)  # each refuses what it cannot write, before a model loads
         ollama_stops(chat)
-    with _filled_at_the_end(out) as folder:
+    with _said_in_a_line(out), filled_at_the_end(out) as folder:
         if converter is not None:
             _write_gguf(checkpoint, recipe, chat, folder, converter)
         elif format == "adapter":
@@ -78,28 +79,13 @@ def export_checkpoint(checkpoint: Checkpoint, format: Format, out: Path, note: C
 
 
 @contextmanager
-def _filled_at_the_end(out: Path) -> Iterator[Path]:
-    """A hidden folder in `out` to work in; what it then holds moves into `out`. An error leaves nothing of it."""
-    made = next((path for path in reversed([out, *out.parents]) if not path.exists()), None)
-    partial, moved = out / WORK, []
+def _said_in_a_line(out: Path) -> Iterator[None]:
     try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be made: {error.strerror}") from None
-    try:
-        yield partial
-        for path in sorted(partial.iterdir()):
-            moved.append(path.rename(out / path.name))
-        partial.rmdir()
-    except BaseException as error:
-        for path in moved:
-            path.rename(partial / path.name)
-        shutil.rmtree(made or partial, ignore_errors=True)
-        if isinstance(error, OSError | SafetensorError):  # the latter has no errno for a full disk
-            where = getattr(error, "filename", None)
-            why = getattr(error, "strerror", None) or one_line(error)
-            raise RunError(f"{out}: not written: {why}{f' ({where})' if where else ''}") from None
-        raise
+        yield
+    except (OSError, SafetensorError) as error:  # the latter has no errno for a full disk
+        where = getattr(error, "filename", None)
+        why = getattr(error, "strerror", None) or one_line(error)
+        raise RunError(f"{out}: not written: {why}{f' ({where})' if where else ''}") from None
 
 
 def _write_adapter(checkpoint: Checkpoint, recipe: Recipe, chat: ChatFormat, folder: Path) -> None:

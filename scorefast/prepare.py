@@ -10,7 +10,6 @@ import io
 import itertools
 import json
 import platform
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from scorefast.data import (
     note_families,
     read_questions,
 )
-from scorefast.durable import file_sha256, write_file
+from scorefast.durable import file_sha256, filled_at_the_end, write_file
 from scorefast.metrics import wilson
 from scorefast.presets import COLUMNS, OPTIONAL
 from scorefast.recipe import Recipe, UserError
@@ -78,7 +77,7 @@ def prepare(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Prepared:
     """Write the splits, `dropped.jsonl` and last the manifest into `out`, an empty folder: without a manifest it was
-    not finished. `chat` is needed to count tokens, `fill` writes first attempts. On an error `out` is emptied again.
+    not finished. `chat` is needed to count tokens, `fill` writes first attempts. An error leaves nothing of it.
     """
     settings = recipe.data
     forbidden = read_questions(against, note) if against else []
@@ -89,9 +88,7 @@ def prepare(
         notes.append(line)
         note(line)
 
-    work = out / ".partial"  # hidden: what a kill leaves there is not taken for data
-    work.mkdir()
-    try:
+    with filled_at_the_end(out, last=MANIFEST) as work:
         with (work / DROPPED).open("w", encoding="utf-8") as dropped:
             index = _write_splits(reading, reading(keep_note, progress), work, dropped)
             counts, near = _drop_leaks(reading, work, index, (forbidden, against or ""), dropped, keep_note)
@@ -127,12 +124,6 @@ def prepare(
             "versions": {"scorefast": __version__, "python": platform.python_version(), "pyarrow": version("pyarrow")},
         }
         (work / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        for file in (*(f"{name}.parquet" for name in SPLITS), DROPPED, MANIFEST):
-            (work / file).replace(out / file)
-        work.rmdir()
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        raise
     return Prepared(manifest, lengths, room, preview(examples[0], chat) if chat and examples else [])
 
 

@@ -362,7 +362,7 @@ def write_data_report(done: Prepared, path: Path) -> None:
         marked = (f"<b>{_escaped(t)}</b>" if control else _escaped(t) for t, control in pieces)
         body.append(f"<h3>{_escaped(title)}</h3><pre>{''.join(marked)}</pre>")
     body.append(f"<h2>Manifest</h2><pre>{_escaped(json.dumps(manifest, indent=2, ensure_ascii=False))}</pre>")
-    path.write_text(_PAGE.format(title=_escaped(manifest["source"]), body="\n".join(body)), encoding="utf-8")
+    write_file(path, _PAGE.format(title=_escaped(manifest["source"]), body="\n".join(body)))
 
 
 _PAGE = """<!doctype html>

@@ -16,21 +16,33 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from scorefast import __version__
-from scorefast.durable import SEAL, damage, file_sha256, fingerprint, remove_folder, write_file
+from scorefast.durable import (
+    SEAL,
+    WORK,
+    damage,
+    file_sha256,
+    fingerprint,
+    is_own_file,
+    make_folder,
+    remove_files,
+    remove_folder,
+    unmake,
+    write_file,
+)
+from scorefast.ownership import LOCK, Owner
 from scorefast.recipe import (
     EMBEDDED_MODELS,
     RECORDED_FOLDERS,
     Recipe,
+    RunError,
     UserError,
     dump_recipe,
     flat,
     load_recipe,
     model_path,
 )
-from scorefast.untrusted import read_json, require_sound_folder
+from scorefast.untrusted import LARGEST_JSON, read_json, require_sound_folder
 
 # What must be the same from one run to the next that starts from it: how questions are split, asked and graded.
 TERMS = ("data.test_fraction", "data.validation_fraction", "prompt", "reward.grader")
@@ -39,7 +51,8 @@ TERMS = ("data.test_fraction", "data.validation_fraction", "prompt", "reward.gra
 MAY_CHANGE = ("eval.", "loss.", "rollout.batch_size", "report_to")
 OF_A_STAGE = ("max_steps", "micro_batch_size", "save_steps", "save_total_limit", "eval_steps", "show_steps", "max_kl")
 RECIPE, RUN, METRICS, DROPPED = "recipe.yaml", "run.json", "metrics.jsonl", "dropped.jsonl"
-WORK, LOCK = ".partial", ".lock"
+CHECKPOINT = re.compile(r"checkpoint-[1-9][0-9]*")  # the names that a run gives: `checkpoint-04` is somebody else's
+STEP_BYTES = 2**13  # the most that the log may take of a step: its line has 600, that of a validation 300
 LEFTOVERS = {LOCK, RECIPE, DROPPED, f".{RECIPE}.partial", f".{RUN}.partial"}  # of a run killed before it had begun
 
 
@@ -153,25 +166,40 @@ def require_same_terms(checkpoint: Checkpoint, recipe: Recipe, *, to_train: bool
         raise UserError(f"{checkpoint.path}: is {kind}, but model.tuning is {recipe.model.tuning}")
 
 
-def claim_run(out: Path | None, name: str, *, resume: bool = False) -> Path:
-    """A new folder for a run: `out`, or the first free of runs/NAME, runs/NAME-2, ..."""
+@contextlib.contextmanager
+def claimed(out: Path | None, name: str, *, resume: bool = False) -> Iterator[Path]:
+    """A new folder for a run: `out`, or the first free of runs/NAME, runs/NAME-2, ... Where the block fails and leaves
+    it empty, what was made is removed: the folder and those above it."""
+    folder, made = _claim(out, name, resume)
+    try:
+        yield folder
+    except BaseException:
+        unmake(made)
+        raise
+
+
+def claim_run(out: Path | None, name: str) -> Path:
+    return _claim(out, name, False)[0]
+
+
+def _claim(out: Path | None, name: str, resume: bool) -> tuple[Path, list[Path]]:
     if out is not None:
         require_free(out, resume=resume)
         try:
-            out.mkdir(parents=True, exist_ok=True)
+            return out, make_folder(out)
         except OSError as error:
             raise UserError(f"{out}: cannot be made: {error.strerror}") from None
-        return out
     number = 1
     while True:
         folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        number += 1
         try:
-            folder.mkdir(parents=True)
-            return folder
+            above = make_folder(folder.parent)
+            folder.mkdir()
+            return folder, [*above, folder]
         except OSError as error:
             if not os.path.lexists(folder):  # not taken: its parent is a file, a link to nowhere, not ours to write
                 raise UserError(f"{folder}: cannot be made: {error.strerror}; name another place with --out") from None
-            number += 1
 
 
 def require_free(out: Path | None, *, resume: bool = False) -> None:
@@ -193,21 +221,14 @@ def require_free(out: Path | None, *, resume: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def own_run(folder: Path) -> Iterator[None]:
-    """Be the only writer of `folder`; the kernel lets go when the process dies. Raises UserError where another is."""
-    lock = FileLock(folder / LOCK)
+def own_run(folder: Path) -> Iterator[Owner]:
+    """Be the only writer of `folder`. Raises UserError where another is."""
+    owner = Owner(folder)
+    owner.take()
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"{folder}: another scorefast is writing into this run; wait for it, or stop it first"
-        ) from None
-    except OSError as error:  # no right to, a read-only disk, a lock that is a folder or a link
-        raise UserError(f"{folder}: cannot be written to: {error.strerror}; choose another --out") from None
-    try:
-        yield
+        yield owner
     finally:
-        lock.release()
+        owner.release()
 
 
 def start_run(folder: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
@@ -229,13 +250,19 @@ def has_begun(folder: Path) -> bool:
     return False
 
 
-def abandon_run(folder: Path) -> None:
-    """Remove a run in which nothing was trained, so that the same command can be given again."""
-    if not _checkpoints(folder) and not any("loss" in m for m in read_metrics(folder)):
-        for name in (*LEFTOVERS, RUN, METRICS):
-            (folder / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # something else is in there
-            folder.rmdir()
+@contextlib.contextmanager
+def abandoned_where_it_fails(owner: Owner) -> Iterator[None]:
+    """Where the block fails before anything was trained, what it wrote is removed, so that the same command can be
+    given again. A run that was interrupted stays, to be resumed; one that is another process's by now is not touched.
+    """
+    try:
+        yield
+    except Exception:
+        with contextlib.suppress(OSError, RunError):
+            owner.confirm()
+            if not _checkpoints(owner.folder) and not any(b'"loss"' in m for m in metrics_lines(owner.folder)):
+                remove_files(owner.folder, (*LEFTOVERS, RUN, METRICS))
+        raise
 
 
 def what_it_starts_from(start: Checkpoint | None) -> dict[str, Any]:
@@ -338,7 +365,7 @@ def find_last(run: Path) -> tuple[Path | None, list[str]]:
 
 def _checkpoints(run: Path) -> list[Path]:
     """Links are none of the run's own: what they lead to is neither resumed from nor rotated away."""
-    found = (p for p in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name))
+    found = (p for p in run.glob("checkpoint-*") if CHECKPOINT.fullmatch(p.name))
     return [p for p in found if p.is_dir() and not p.is_symlink()]
 
 
@@ -347,23 +374,40 @@ def step_of(checkpoint: Path) -> int:
 
 
 def rotate(run: Path, keep: int, saved: Path) -> None:
-    """Delete all but the newest `keep` checkpoints up to the one just saved. Newer ones are damaged: not counted."""
-    for path in sorted((p for p in _checkpoints(run) if step_of(p) <= step_of(saved)), key=step_of)[:-keep]:
-        remove_folder(path)
+    """Delete all but the newest `keep` checkpoints up to the one just saved. Newer ones are damaged: not counted. Nor
+    is what has no seal, of which only an empty folder is removed."""
+    older = sorted((p for p in _checkpoints(run) if step_of(p) <= step_of(saved)), key=step_of)
+    kept = [p for p in older if is_own_file(p / SEAL)][-keep:]
+    for path in older:
+        if path not in kept:
+            remove_folder(path)
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl but for a last one that a kill has torn. Raises UserError naming one that is none."""
-    path, found = run / METRICS, []
-    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    for number, line in enumerate(lines, 1):
-        if line.endswith(b"\n"):
-            try:
-                found.append(json.loads(line))
-                if type(found[-1]["step"]) is not int or not all(_is_figure(v) for v in found[-1].values()):
-                    raise TypeError
-            except (ValueError, TypeError, KeyError, RecursionError):
-                raise UserError(f"{path}:{number}: not a line of metrics") from None
+def log_bound(steps: int) -> int:
+    """The most bytes that the log of a run may have after so many steps."""
+    return LARGEST_JSON + steps * STEP_BYTES
+
+
+def metrics_lines(run: Path) -> list[bytes]:
+    """Of metrics.jsonl, but for a last one that a kill has torn. A link or a pipe is no log."""
+    path = run / METRICS
+    lines = path.read_bytes().splitlines(keepends=True) if is_own_file(path) else []
+    return [line for line in lines if line.endswith(b"\n")]
+
+
+def read_metrics(folder: Path, bound: int | None = None) -> list[dict[str, Any]]:
+    """The log of a run, or that in a checkpoint. Raises UserError where it has more than `bound` bytes, and naming a
+    line that is none of a log."""
+    path, found = folder / METRICS, []
+    if bound is not None and is_own_file(path) and path.stat().st_size > bound:
+        raise UserError(f"{path}: larger than the {bound:,} bytes that the log of this run may have")
+    for number, line in enumerate(metrics_lines(folder), 1):
+        try:
+            found.append(json.loads(line))
+            if type(found[-1]["step"]) is not int or not all(_is_figure(v) for v in found[-1].values()):
+                raise TypeError
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise UserError(f"{path}:{number}: not a line of metrics") from None
     return found
 
 
@@ -371,13 +415,15 @@ def _is_figure(value: Any) -> bool:
     return value is None or isinstance(value, int | float)
 
 
-def metrics_until(run: Path, step: int, history: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
+def metrics_until(
+    run: Path, step: int, history: Sequence[dict[str, Any]], bound: int
+) -> tuple[list[dict[str, Any]], str | None]:
     """The lines of metrics.jsonl up to that step, and None; or, where it is damaged or lacks a step, what the
     checkpoint of that step keeps of the same (history), and what is wrong with the file."""
     if step == 0:  # nothing to go on from: begun anew, the first validation too
         return [], None
     try:
-        lines = [m for m in read_metrics(run) if m["step"] <= step]
+        lines = [m for m in read_metrics(run, bound) if m["step"] <= step]
     except UserError as error:
         return list(history), str(error)
     lacking = set(range(1, step + 1)) - {m["step"] for m in lines if "loss" in m}
@@ -391,9 +437,10 @@ def metrics_line(values: dict[str, Any]) -> str:
 
 
 def append_metrics(run: Path, lines: str) -> None:
-    """Add to metrics.jsonl and flush to the disk: all of `lines`, or an OSError and none. The file must be there: where
-    a disk is gone its mount point is not written to."""
-    with open(os.open(run / METRICS, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)), "r+b", buffering=0) as file:
+    """Add to metrics.jsonl and flush to the disk: all of `lines`, or an OSError and none. The file must be there; a
+    link is not followed, and a pipe is not waited for."""
+    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with open(os.open(run / METRICS, flags), "r+b", buffering=0) as file:
         before, rest = file.seek(0, os.SEEK_END), lines.encode()
         try:
             while rest:

@@ -12,21 +12,24 @@ import torch
 from pydantic import ConfigDict, ValidationError, create_model
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import TrainerCallback, TrainerState, get_scheduler
+from transformers import TrainerCallback, TrainerState
 from transformers.integrations import get_available_reporting_integrations
 
 from scorefast import memory, report
 from scorefast.data import Dataset
-from scorefast.durable import damage
+from scorefast.durable import damage, is_own_file
 from scorefast.evaluate import longest_conversation, require_room
 from scorefast.kernels import resolve_impl
 from scorefast.metrics import Graded
 from scorefast.model import chat_format, load_policy, resolve_backend
 from scorefast.objective import is_on_policy, turns_sampled
+from scorefast.optimizers import require_usable
+from scorefast.ownership import Owner
 from scorefast.prompts import ChatFormat
 from scorefast.recipe import Recipe, RunError, Stage1, Stage2, UserError, load_recipe
 from scorefast.reward import load_reward, try_reward
 from scorefast.runs import (
+    METRICS,
     RECIPE,
     RUN,
     Checkpoint,
@@ -34,10 +37,12 @@ from scorefast.runs import (
     change_recipe,
     changes_allowed,
     find_last,
+    log_bound,
     metrics_until,
+    read_metrics,
     step_of,
 )
-from scorefast.schedule import micro_batch_size, samples_per_question, training_arguments
+from scorefast.schedule import micro_batch_size, samples_per_question
 from scorefast.surroundings import place
 from scorefast.trainer import ScoreTrainer
 from scorefast.untrusted import one_line, read_json, require_sound_folder, shortened
@@ -62,6 +67,7 @@ class StageRun:
     dataset: Dataset
     start: Checkpoint | None
     folder: Path
+    owner: Owner | None = None
 
 
 def check_stage(section: Section, recipe: Recipe, dataset: Dataset) -> None:
@@ -69,12 +75,7 @@ def check_stage(section: Section, recipe: Recipe, dataset: Dataset) -> None:
     stage = getattr(recipe, section)
     micro_batch_size(stage, section, place().processes)
     resolve_loss(recipe)
-    try:
-        training_arguments(recipe, stage, Path("runs"), validate=True)
-        weights = torch.zeros(1, requires_grad=True)
-        get_scheduler(stage.lr_scheduler, torch.optim.SGD([weights]), stage.warmup_steps, stage.max_steps)
-    except (ValueError, TypeError, ImportError) as error:  # unknown, or in need of arguments there is no key for
-        raise UserError(f"{section}: {str(error).splitlines()[0]}") from None
+    require_usable(recipe, section)
     if recipe.report_to not in ("none", "all", *(known := get_available_reporting_integrations())):
         raise UserError(f"report_to: {recipe.report_to!r} is not installed here; there are: none, {', '.join(known)}")
     train = dataset.split("train", "training")
@@ -154,10 +155,12 @@ def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
         f"{len(train)} training and {len(validation)} validation questions, {stage.max_steps} steps"
         + (f", resuming after {last.name}" if last else "")
     )
+    owner = job.owner or Owner(job.folder)
+    owner.keep(RECIPE, RUN)
     with StopOnSignal() as stop:
         policy = load_policy(recipe, job.start, trainable=True)
-        if place().rank == 0 and not (job.folder / RUN).is_file():
-            raise UserError(f"{job.folder}: is no longer there: it was removed while the model was loading")
+        if place().rank == 0:
+            _require_still_there(owner)
         if policy.chat.rule:
             console.print(policy.chat.rule, soft_wrap=True)
         progress = ProgressLine(console, stage.max_steps)
@@ -173,6 +176,7 @@ def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
             train,
             validation,
             job.folder,
+            owner=owner,
             show=show,
             note=progress.print,
             interrupt=stop.check,
@@ -185,6 +189,7 @@ def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
             stop.begin(trainer.args.world_size)
             if resume and trainer.is_world_process_zero():
                 change_recipe(job.folder, recipe)
+                owner.keep(RECIPE)
             try:
                 trainer.train(resume_from_checkpoint=str(last) if last else None)
             except StepDropped:
@@ -209,6 +214,13 @@ def run_stage(job: StageRun, console: Console, *, resume: bool = False) -> Path:
     return job.folder
 
 
+def _require_still_there(owner: Owner) -> None:
+    try:
+        owner.confirm()
+    except OSError:
+        raise UserError(f"{owner.folder}: is no longer there: it was removed while the model was loading") from None
+
+
 def find_resumable(job: StageRun, console: Console) -> tuple[Path | None, list[dict[str, Any]]]:
     """(the checkpoint to resume from, the metrics up to it); says what is passed over or mended.
 
@@ -228,17 +240,18 @@ def find_resumable(job: StageRun, console: Console) -> tuple[Path | None, list[d
         raise UserError(f"{last}: the run is already past {job.section}.max_steps = {most}")
     if (last / RECIPE).is_file():  # sealed with what it was trained by; the run's own can be edited
         changes_allowed(job.folder, job.section, load_recipe(str(last / RECIPE)), job.recipe)
-    metrics, damaged = metrics_until(job.folder, step_of(last), require_resumable(last))
+    metrics, damaged = metrics_until(job.folder, step_of(last), require_resumable(last), log_bound(most))
     if damaged:
         console.print(f"{damaged}; written anew from {last}", soft_wrap=True)
     return last, metrics
 
 
 def require_resumable(last: Path) -> list[dict[str, Any]]:
-    """What trainer_state.json has logged. Raises UserError where the checkpoint holds what is not to be loaded."""
+    """The log up to that checkpoint, which holds it: one of an earlier version in trainer_state.json. Raises UserError
+    where the checkpoint holds what is not to be loaded."""
     require_sound_folder(last)
     path = last / "trainer_state.json"
-    state = read_json(path)
+    state = read_json(path, log_bound(step_of(last)))
     try:
         SavedState.model_validate(state)
         history = [{"step": line["step"], **line} for line in state["log_history"] if "train_runtime" not in line]
@@ -250,7 +263,7 @@ def require_resumable(last: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: not a state of the Trainer: log_history has a line without its step") from None
     if state["global_step"] != step_of(last):
         raise UserError(f"{path}: is of step {state['global_step']}; its folder has been renamed; name it as it was")
-    return history
+    return read_metrics(last, log_bound(step_of(last))) if is_own_file(last / METRICS) else history
 
 
 def _validation_is_due(metrics: list[dict[str, Any]], last: Path | None, stage: Stage1 | Stage2) -> bool:

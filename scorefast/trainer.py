@@ -25,17 +25,19 @@ from transformers.trainer_callback import PrinterCallback
 
 from scorefast import evaluate, monitor, objective, rollout
 from scorefast.data import Example
-from scorefast.durable import remove_folder, write_file, written_whole
+from scorefast.durable import WORK, identity, is_own_file, remove_folder, write_file, written_whole
 from scorefast.grading import Grade
 from scorefast.kernels import ScoreStats, score_loss
 from scorefast.metrics import Graded, rates
 from scorefast.model import Policy, generate, last_hidden, save_policy
+from scorefast.optimizers import require_alike
+from scorefast.ownership import Owner
 from scorefast.recipe import Recipe, RunError, Stage1, Stage2, UserError, dump_recipe
 from scorefast.report import model_card
 from scorefast.reward import grade_example, load_reward, rewards_of
-from scorefast.runs import METRICS, RECIPE, WORK, append_metrics, find_last, metrics_line, rotate, step_of
+from scorefast.runs import METRICS, RECIPE, append_metrics, find_last, metrics_line, rotate, step_of
 from scorefast.schedule import Slots, micro_batch_size, samples_per_question, training_arguments
-from scorefast.untrusted import one_line, shortened
+from scorefast.untrusted import one_line
 
 MOST_SKIPPED = 3  # steps in a row that come to nothing before a run stops
 # Metrics of the machine, which two equal runs do not share.
@@ -97,6 +99,7 @@ class ScoreTrainer(Trainer):
         validation: Sequence[Example],
         run: Path,
         *,
+        owner: Owner | None = None,
         show: Callable[[int, list[Graded]], None] = lambda step, graded: None,
         note: Callable[[str], None] = lambda line: None,
         interrupt: Callable[[], None] = lambda: None,
@@ -105,7 +108,8 @@ class ScoreTrainer(Trainer):
         already: Sequence[dict[str, Any]] = (),
     ):
         """interrupt is called between micro-batches and between sampled tokens; what it raises ends the step. wrote is
-        told how many replies are there, of how many. already: the metrics up to the step that is resumed from."""
+        told how many replies are there, of how many. already: the metrics up to the step that is resumed from. owner:
+        of the folder `run`; asked before each write."""
         stage: Stage1 | Stage2 = getattr(recipe, section)
         self.seed = 2 * recipe.seed + (section == "stage2")  # the stages neither ask nor sample in the same order
         arguments = training_arguments(recipe, stage, run, validate=bool(validation))
@@ -117,7 +121,8 @@ class ScoreTrainer(Trainer):
         )
         self.run, self.section, self.note, self.interrupt = run, section, note, interrupt
         self.wrote = wrote
-        self.log_file = LogFile(run, note, already)
+        self.owner = owner or Owner(run)
+        self.log_file = LogFile(self.owner, note, already)
         as_list: Any = list  # batches of question indices: tensors are made after the rollout
         super().__init__(
             model=policy.model,
@@ -333,26 +338,28 @@ class ScoreTrainer(Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" not in logs:
-            super().log(logs, start_time)
-            return
-        logs = logs | self.step.metrics() | self.step.speed()
-        if self.step.problem:
-            logs |= {"loss": math.nan, "skipped": 1.0}
-            self.note(f"step {self.state.global_step} is skipped: {self.step.problem}")
-        history = [*self.log_file.lines, logs]
-        already = {name for line in self.log_file.lines for name in line}
-        for name, seen in monitor.signs(history).items():
-            logs[f"warning_{name}"] = 1.0
-            if f"warning_{name}" not in already:
-                self.note(f"step {self.state.global_step}: {seen}; {monitor.what_to_turn(name, self.section)}")
+        """Not into the Trainer's own state: metrics.jsonl is the log."""
+        if "loss" in logs:
+            self._add_to(logs)
         super().log(logs, start_time)
-        if (lost := monitor.skipped_in_a_row(history)) >= MOST_SKIPPED:
+        self.state.log_history = []
+        if "loss" in logs and (lost := monitor.skipped_in_a_row(self.log_file.lines)) >= MOST_SKIPPED:
             raise RunError(
                 f"{lost} steps in a row came to nothing ({self.step.problem}); stopped after step "
                 f"{self.state.global_step}, {self.last_saved()}; begin again from there with a lower "
                 f"{self.section}.learning_rate"
             )
+
+    def _add_to(self, logs: dict[str, float]) -> None:
+        """What is known of the step, and signs that the run goes wrong."""
+        logs.update(self.step.metrics() | self.step.speed())
+        if self.step.problem:
+            logs.update(loss=math.nan, skipped=1.0)
+            self.note(f"step {self.state.global_step} is skipped: {self.step.problem}")
+        for name, seen in monitor.signs([*self.log_file.lines, logs]).items():
+            logs[f"warning_{name}"] = 1.0
+            if f"warning_{name}" not in self.log_file.names:
+                self.note(f"step {self.state.global_step}: {seen}; {monitor.what_to_turn(name, self.section)}")
 
     def _record_rollout(self, graded: list[Graded], rewards: Tensor, advantages: Tensor, seconds: float) -> None:
         lengths = [(len(g.trajectory.first.ids), len(g.trajectory.second.ids)) for g in graded]
@@ -396,10 +403,13 @@ class ScoreTrainer(Trainer):
             self._require_finite_weights()
             if first:
                 self.log_file.flush()
+                self.owner.confirm()
                 remove_folder(folder)  # a damaged one, or none
-            with written_whole(folder, self.run / WORK) if first else nullcontext():
+            with written_whole(folder, self.run / WORK, self.note) if first else nullcontext() as beside:
                 self.accelerator.wait_for_everyone()
                 super()._save_checkpoint(model, trial)
+                if beside is not None:
+                    write_file(beside / METRICS, self.log_file.text())
                 self.accelerator.wait_for_everyone()
             self.log_file.save_again = False
         except WRITE_ERRORS as error:
@@ -432,7 +442,8 @@ class ScoreTrainer(Trainer):
             return
         try:
             self.log_file.flush()
-            with written_whole(self.run, self.run / WORK) as folder:
+            self.owner.confirm()
+            with written_whole(self.run, self.run / WORK, self.note) as folder:
                 self._save(str(folder))
         except WRITE_ERRORS as error:
             raise RunError(
@@ -460,7 +471,7 @@ class ScoreTrainer(Trainer):
             new = [dict(group) for group in self.optimizer.param_groups] if self.optimizer else []
             super()._load_optimizer_and_scheduler(checkpoint)
             if checkpoint is not None:
-                _require_alike(new, self.optimizer)
+                require_alike(new, self.optimizer)
         self._resumed_from = checkpoint
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -477,25 +488,6 @@ def _resuming(checkpoint: str | None) -> Iterator[None]:
         if should_reduce_batch_size(error):
             raise
         raise UserError(f"{checkpoint}: cannot be resumed from: {one_line(error)}") from None
-
-
-def _require_alike(new: list[dict[str, Any]], optimizer: Any) -> None:
-    """Raises ValueError where a loaded optimizer has other settings than it was made with, or moments of other shapes:
-    torch would take them, and fail in the next step."""
-    for made, loaded in zip(new, optimizer.param_groups, strict=True):
-        for name in made.keys() - {"params"}:
-            if name not in loaded or _kind(loaded[name]) != _kind(made[name]):
-                raise ValueError(f"optimizer.pt: {name} is {shortened(repr(loaded.get(name)), 50)}")
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if name in ("exp_avg", "exp_avg_sq") and getattr(value, "shape", None) != parameter.shape:
-                raise ValueError(f"optimizer.pt: {name} is not of its parameter's shape {tuple(parameter.shape)}")
-
-
-def _kind(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_kind(v) for v in value]
-    return float if type(value) is int else type(value)
 
 
 def rng_state() -> tuple[Any, ...]:
@@ -552,35 +544,63 @@ def micro_batch_loss(
 
 
 class LogFile(TrainerCallback):
-    """Every log as a line of metrics.jsonl with its step, flushed at once, after those that were there `already`. What
-    cannot be written waits for the next line."""
+    """Every log as a line of metrics.jsonl with its step, flushed at once, after those that were there `already`.
 
-    def __init__(self, run: Path, note: Callable[[str], None], already: Sequence[dict[str, Any]] = ()):
-        self.run, self.note = run, note
+    What a run is remembered by never decides over its weights: what cannot be written is said once, and tried again
+    with the next line. Where the file is not as it was left (removed, cut, a link, a pipe), it is written anew.
+    """
+
+    def __init__(self, owner: Owner, note: Callable[[str], None], already: Sequence[dict[str, Any]] = ()):
+        self.owner, self.note = owner, note
+        self.path = owner.folder / METRICS
         self.lines = list(already)
-        self.waiting = ""
+        self.names = {name for line in already for name in line}
         self.save_again = False  # the last checkpoint could not be written
+        self._written = 0  # lines that the file holds
+        self._left: tuple[Any, ...] | None = None  # how it was left
+        self._failing: set[str] = set()
+
+    def text(self, since: int = 0) -> str:
+        return "".join(map(metrics_line, self.lines[since:]))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            write_file(self.run / METRICS, "".join(metrics_line(m) for m in self.lines))
+            self._left = None
+            self.flush()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not logs or "train_runtime" in logs:
             return
         self.lines.append({"step": state.global_step, **logs})  # in every process: signs are looked for in them
+        self.names |= logs.keys()
         if state.is_world_process_zero:
-            waited = bool(self.waiting)
-            self.waiting += metrics_line(self.lines[-1])
-            try:
-                self.flush()
-            except OSError as error:
-                if not waited:
-                    self.note(f"{self.run / METRICS}: not written, kept for later: {error.strerror}")
+            self.flush()
 
     def flush(self) -> None:
-        append_metrics(self.run, self.waiting)
-        self.waiting = ""
+        """Raises RunError where the run is another process's by now."""
+        failed: dict[str, OSError] = {}
+        try:
+            self.owner.confirm()
+            failed = self.owner.restore()
+            self._write_lines()
+        except OSError as error:
+            failed[METRICS] = error
+        for name in failed.keys() - self._failing:
+            why = f"not written, kept for later: {failed[name].strerror}"
+            self.note(f"{self.owner.folder / name}: {why}")
+        self._failing = set(failed)
+
+    def _write_lines(self) -> None:
+        if self._left is None or self._left != _as_left(self.path):
+            self._written, self._left = 0, None
+            write_file(self.path, self.text())
+        elif self._written < len(self.lines):
+            append_metrics(self.owner.folder, self.text(since=self._written))
+        self._written, self._left = len(self.lines), _as_left(self.path)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_save = control.should_save or self.save_again
+
+
+def _as_left(path: Path) -> tuple[Any, ...] | None:
+    return (identity(path), path.lstat().st_size) if is_own_file(path) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -164,11 +165,17 @@ def test_dry_run_prints_the_resolved_recipe_and_makes_nothing(tmp_path):
         (["stage1", "--dta", "x"], "No such option"),
         (["stage1", "--data", "DATA", "--set", "stage1.max_step=1"], "did you mean 'stage1.max_steps'"),
         (["stage1", "--data", "DATA", "--recipe", "absent"], "no recipe 'absent': give a .yaml file or one of"),
-        (["stage1", "--data", "DATA", "--set", "stage1.lr_scheduler=slow"], "slow is not a valid SchedulerType"),
-        (["stage1", "--data", "DATA", "--set", "stage1.optimizer=magic"], "magic is not a valid OptimizerNames"),
+        (
+            ["stage1", "--data", "DATA", "--set", "stage1.lr_scheduler=slow"],
+            "stage1.lr_scheduler: slow is not a valid",
+        ),
+        (
+            ["stage1", "--data", "DATA", "--set", "stage1.optimizer=magic"],
+            "stage1.optimizer: magic is not a valid",
+        ),
         (["stage1", "--data", "DATA", "--set", "report_to=paper"], "'paper' is not installed here"),
         (["stage2", "--data", "DATA", "--set", "loss.skip=0.1"], "loss: skip = 0.1 needs impl: triton"),
-        (["stage1", "--data", "DATA", "--set", "stage1.lr_scheduler=warmup_stable_decay"], "stage1: "),
+        (["stage1", "--data", "DATA", "--set", "stage1.lr_scheduler=warmup_stable_decay"], "stage1.lr_scheduler: "),
         (["stage1", "--data", "DATA", "--seed", "4294967296"], "seed"),
         (["stage1", "--data", "DATA", "--out", "empty.csv/run"], "cannot be made"),
         (["stage1", "--data", "DATA", "--set", "model.tuning=full", "--set", "model.dtype=bfloat16"], "float32"),
@@ -287,6 +294,51 @@ def test_a_place_where_nothing_can_be_made_is_one_line(tmp_path):
     (tmp_path / "runs").unlink()
     (tmp_path / "runs").write_text("a file")
     assert scorefast_here("prepare", SHIPPED, cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "why"),
+    [
+        ("optimizer", "galore_adamw", "install `galore_torch`"),
+        ("optimizer", "lomo", "install `lomo_optim`"),
+        ("optimizer", "adamw_anyprecision", "torchdistx"),
+        ("optimizer", "schedule_free_adamw", "install `schedulefree`"),
+        ("lr_scheduler", "reduce_lr_on_plateau", "it follows a metric"),
+        ("lr_scheduler", "greedy", "it follows a metric"),
+        ("lr_scheduler", "cosine_with_min_lr", "min_lr"),
+        ("lr_scheduler", "warmup_stable_decay", "num_decay_steps"),
+    ],
+)
+def test_an_optimizer_or_scheduler_that_cannot_be_used_is_one_line(tmp_path, key, name, why):
+    """Before a model is loaded, or a folder made."""
+    done = scorefast_here("stage1", "--data", SHIPPED, "--out", "a/b", "--set", f"stage1.{key}={name}", cwd=tmp_path)
+    assert done.returncode == 2
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(f"scorefast: stage1.{key}: {name} cannot be used here: ")
+    assert why in said
+    assert "; take another, such as " in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_python_may_leave_out_assertions_and_docstrings(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONOPTIMIZE", "2")
+    assert "Stage I: reward the second attempt" in scorefast("stage1", "--help", cwd=tmp_path).stdout
+    done = scorefast("stage1", "--data", SHIPPED, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stage_that_fails_leaves_a_folder_that_was_there_before(tmp_path):
+    """Folders that it made are removed; here the base model has no weights."""
+    (tmp_path / "base").mkdir()
+    for path in (REPOSITORY / "scorefast/assets/tiny-gemma2").iterdir():
+        if path.suffix != ".safetensors":
+            shutil.copy(path, tmp_path / "base")
+    (tmp_path / "old").mkdir()
+    for out in ("old", "new/run"):
+        done = scorefast_here("stage1", "--data", SHIPPED, "--out", out, "--set", "model.name=./base", cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"base", "old"}
+    assert not list((tmp_path / "old").iterdir())
 
 
 def test_what_a_killed_command_left_is_named(tmp_path):

@@ -376,6 +376,25 @@ def test_an_error_while_files_are_moved_moves_them_back(run, tmp_path, monkeypat
     assert not names(tmp_path / "out")
 
 
+@pytest.mark.parametrize("there_before", [True, False])
+def test_a_failed_export_removes_what_it_made_and_nothing_else(run, tmp_path, monkeypatch, there_before):
+    """A finished one beside it, or a file that was put into the folder meanwhile, stays."""
+    out = tmp_path / "models/a"
+    if there_before:
+        out.mkdir(parents=True)
+
+    def fail(path, target):
+        neighbour = out / "mine" if there_before else out.parent / "b"
+        neighbour.write_text("precious")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    with pytest.raises(RunError, match="models/a: not written: No space left on device"):
+        export_checkpoint(open_checkpoint(str(run)), "adapter", out, lambda _: None)
+    assert [p.name for p in (tmp_path / "models").iterdir()] == ["a" if there_before else "b"]
+    assert [p.name for p in (tmp_path / "models").rglob("*") if p.is_file()] == ["mine" if there_before else "b"]
+
+
 def test_a_folder_with_files_is_refused(run, tmp_path):
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path, tmp_path / "file"):

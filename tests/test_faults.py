@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -21,8 +22,9 @@ from scorefast.data import load_dataset
 from scorefast.durable import damage, remove_folder, seal, write_file, written_whole
 from scorefast.model import load_policy
 from scorefast.monitor import signs, what_to_turn
+from scorefast.ownership import Owner
 from scorefast.recipe import RunError, load_recipe
-from scorefast.report import print_signs
+from scorefast.report import draw_learning_curve, print_signs
 from scorefast.runs import (
     append_metrics,
     find_last,
@@ -52,24 +54,27 @@ work = Path(sys.argv[1])
 faults.unbroken(work)
 for name in sys.argv[2:]:
     outcome = faults.suffer(getattr(faults, name), work, 0, seed=1)
-    print(outcome.equal, *outcome.exit_codes)
+    print(outcome.equal, *outcome.exit_codes, "|", outcome.fault, sep=" ")
 """
 
 
 def test_what_strikes_a_run_leaves_no_trace_in_its_result(tmp_path):
     """Weights to the byte and every line of the log are those of the run left alone."""
     strokes = ["kill_in_a_save", "terminate", "hang_up", "disk_full", "newest_damaged"]
+    strokes += ["log_struck", "papers_removed", "lock_taken"]
     command = [sys.executable, "-c", STRUCK, str(tmp_path), *strokes]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
-    seen = dict(zip(strokes, (line.split() for line in done.stdout.splitlines()), strict=True))
+    seen = dict(zip(strokes, (line.partition("|")[0].split() for line in done.stdout.splitlines()), strict=True))
     assert {name: equal for name, (equal, *_) in seen.items()} == dict.fromkeys(strokes, "True")
     first = {name: int(codes[0]) for name, (_, *codes) in seen.items()}
     assert first["kill_in_a_save"] == first["newest_damaged"] == 128 + signal.SIGKILL
     assert first["terminate"] == 128 + signal.SIGTERM
     assert first["hang_up"] == 128 + signal.SIGHUP
-    assert first["disk_full"] == 0, "the run went on"
+    assert first["disk_full"] == first["log_struck"] == first["lock_taken"] == 0, "the run went on"
+    names = {line.partition("| ")[2] for line in done.stdout.splitlines()}
+    assert {"metrics.jsonl taken away", ".lock taken away"} <= names, "not through a link; no second writer"
 
 
 # --- folders that are whole or not there -----------------------------------------------------------------------------
@@ -208,7 +213,9 @@ def checkpoints(run: Path, *steps: int) -> None:
 def test_the_last_checkpoint_is_the_newest_whole_one_and_stays(tmp_path):
     checkpoints(tmp_path, 2, 10, 4, 6)
     (tmp_path / "checkpoint-12").mkdir()
-    (tmp_path / "checkpoint-x").mkdir()
+    for other in ("x", "012", "١٢", "4.bak", "1e3"):  # the third is 12 in Arabic digits
+        shutil.copytree(tmp_path / "checkpoint-4", tmp_path / f"checkpoint-{other}")
+    others = {path.name for path in tmp_path.iterdir()} - {f"checkpoint-{n}" for n in (2, 4, 6, 10, 12)}
     (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{ }")
     last, passed_over = find_last(tmp_path)
     assert last == tmp_path / "checkpoint-6"
@@ -216,10 +223,22 @@ def test_the_last_checkpoint_is_the_newest_whole_one_and_stays(tmp_path):
         f"{tmp_path}/checkpoint-{n} is passed over" for n in (12, 10)
     ]
     rotate(tmp_path, keep=2, saved=last)
-    assert {p.name for p in tmp_path.iterdir()} == {f"checkpoint-{n}" for n in ("4", "6", "10", "12", "x")}
+    assert {p.name for p in tmp_path.iterdir()} == {f"checkpoint-{n}" for n in (4, 6, 10, 12)} | others
     checkpoints(tmp_path, 14, 16)
     rotate(tmp_path, keep=2, saved=tmp_path / "checkpoint-16")
-    assert {p.name for p in tmp_path.iterdir()} == {f"checkpoint-{n}" for n in ("14", "16", "x")}
+    assert {p.name for p in tmp_path.iterdir()} == {f"checkpoint-{n}" for n in (14, 16)} | others
+
+
+def test_what_somebody_has_put_into_a_checkpoint_stays(tmp_path):
+    """A checkpoint is rotated away by what its seal names; a folder without a seal was never one."""
+    checkpoints(tmp_path, 2, 4)
+    (tmp_path / "checkpoint-2/notes.txt").write_text("precious")
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1/thesis.txt").write_text("precious")
+    rotate(tmp_path, keep=1, saved=tmp_path / "checkpoint-4")
+    assert [p.name for p in (tmp_path / "checkpoint-2").iterdir()] == ["notes.txt"]
+    assert [p.name for p in (tmp_path / "checkpoint-1").iterdir()] == ["thesis.txt"]
+    assert find_last(tmp_path) == (tmp_path / "checkpoint-4", [])
 
 
 # --- one run, one owner -----------------------------------------------------------------------------------------------
@@ -235,6 +254,90 @@ def test_a_run_has_one_writer_at_a_time(tmp_path):
         assert "another scorefast is writing into this run" in done.stderr
     with own_run(tmp_path):
         pass  # let go when its owner is done
+
+
+def test_a_lock_that_was_removed_lets_nobody_in_and_is_taken_back(tmp_path):
+    """One that another process has got hold of ends the run that lost it: no kernel can say whose the run is then."""
+    lock = tmp_path / ".lock"
+    try_it = "import sys; from pathlib import Path; from scorefast.runs import own_run\n"
+    try_it += "with own_run(Path(sys.argv[1])): pass"
+    with own_run(tmp_path) as owner:
+        for replace in (lock.unlink, lambda: (lock.unlink(), lock.touch()), lambda: (lock.unlink(), lock.mkdir())):
+            replace()
+            done = subprocess.run([sys.executable, "-c", try_it, tmp_path], capture_output=True, text=True, check=False)
+            assert "another scorefast is writing into this run" in done.stderr
+            owner.confirm()
+            assert lock.exists()
+        lock.rmdir()
+        with lock.open("w") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            with pytest.raises(RunError, match=r"\.lock: was replaced, and another process holds it"):
+                owner.confirm()
+        owner.confirm()
+        away = tmp_path.rename(tmp_path.with_name("away"))
+        tmp_path.mkdir()
+        with pytest.raises(FileNotFoundError, match="the run's folder is not there"):
+            owner.confirm()
+        tmp_path.rmdir()
+        away.rename(tmp_path)
+        owner.confirm()
+
+
+def in_the_way(path: Path, kind: str) -> None:
+    """A folder with a file in it, a link to a file, a pipe, or nothing."""
+    path.unlink(missing_ok=True)
+    if kind == "folder":
+        path.mkdir()
+        (path / "mine").write_text("precious")
+    elif kind == "link":
+        path.with_name("precious").write_text("precious")
+        path.symlink_to("precious")
+    elif kind == "pipe":
+        os.mkfifo(path)
+
+
+class Strike(TrainerCallback):
+    """Puts something in the place of files of the run after its second step."""
+
+    def __init__(self, run: Path, names: tuple[str, ...], kind: str):
+        self.run, self.names, self.kind = run, names, kind
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == 2:
+            for name in self.names:
+                in_the_way(self.run / name, self.kind)
+
+
+@pytest.mark.parametrize("kind", ["nothing", "link", "pipe", "folder"])
+def test_no_log_decides_over_weights(tmp_path, kind):
+    """Whatever becomes of what a run is remembered by: every checkpoint and the policy are saved."""
+    notes: list[str] = []
+    names = ("metrics.jsonl", "run.json", "README.md", "curve.png", "dropped.jsonl")
+    job = begun(tmp_path / "run", "stage1.max_steps=4", "stage1.save_steps=1", "rollout.max_new_tokens=4")
+    owner = Owner(job.folder)
+    owner.keep("run.json", "recipe.yaml")
+    trainer = trainer_of(job, notes, owner=owner, callbacks=[Strike(job.folder, names, kind)])
+    trainer.train()
+    trainer.save_result()
+    draw_learning_curve(trainer.log_file.lines, "run", job.folder / "curve.png") if kind != "folder" else None
+    assert damage(job.folder) is None
+    assert [p.name for p in sorted(job.folder.glob("checkpoint-*"))] == ["checkpoint-3", "checkpoint-4"]
+    if kind == "folder":
+        said = sorted(note.removeprefix(f"{job.folder}/") for note in notes)
+        assert said == [
+            "README.md: not written: Is a directory",
+            "metrics.jsonl: not written, kept for later: Is a directory",
+            "run.json: not written, kept for later: Is a directory",
+        ], "each once"
+        assert all((job.folder / name / "mine").read_text() == "precious" for name in names)
+    else:
+        assert notes == []
+        assert [m["step"] for m in read_metrics(job.folder) if "loss" in m] == [1, 2, 3, 4]
+        assert json.loads((job.folder / "run.json").read_text()) == {}
+    if kind == "link":
+        assert (job.folder / "precious").read_text() == "precious"
+    last, _ = find_last(job.folder)
+    assert [m["step"] for m in read_metrics(last) if "loss" in m] == [1, 2, 3, 4], "a checkpoint holds the log too"
 
 
 def test_a_second_command_into_a_running_run_is_refused(tmp_path):

@@ -19,7 +19,7 @@ from scorefast.metrics import wilson
 from scorefast.prepare import prepare
 from scorefast.recipe import Data, UserError, load_recipe
 from scorefast.report import write_data_report
-from tests.conftest import REPOSITORY, SHIPPED, scorefast
+from tests.conftest import REPOSITORY, SHIPPED, scorefast, scorefast_here
 
 GSM8K = REPOSITORY.parent / "shared" / "data" / "gsm8k"
 RECIPE = load_recipe("tiny-cpu")
@@ -275,15 +275,47 @@ def test_a_large_source_is_measured_on_the_same_rows_in_any_order(tmp_path, chat
     }
 
 
-def test_a_failed_run_leaves_nothing_behind(tmp_path):
+@pytest.mark.parametrize("made_before", [True, False])
+@pytest.mark.parametrize("error", [UserError("it failed"), KeyboardInterrupt()])
+def test_a_failed_run_removes_what_it_made_and_nothing_else(tmp_path, made_before, error):
+    out = tmp_path / "above/out"
+    if made_before:
+        out.mkdir(parents=True)
+
+    def fail(line: str) -> None:
+        if made_before:
+            (out / "mine").write_text("precious")
+        raise error
+
+    rows = [{"question": f"what is {i}?", "correct_answer": "one" if i else "5"} for i in range(9)]
+    with pytest.raises(type(error)):
+        prepare(str(write(tmp_path, rows)), RECIPE, out, fill=lambda examples: fail(""))
+    assert [p.name for p in out.iterdir()] == ["mine"] if made_before else not (tmp_path / "above").exists()
+
+
+def test_a_file_put_in_the_way_of_the_data_is_not_replaced(tmp_path):
+    """Found when all is done, it costs the data, and not the file."""
+    out = tmp_path / "out"
+
+    def put(examples):
+        (out / "train.parquet").write_text("precious")
+        return examples
+
+    with pytest.raises(UserError, match=r"train\.parquet: was put there meanwhile"):
+        prepare(str(SHIPPED), RECIPE, out, fill=put)
+    assert {p.name: p.read_text() for p in out.iterdir()} == {"train.parquet": "precious"}
+
+
+def test_the_command_leaves_a_folder_that_was_there_before(tmp_path):
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="more than 1%"):
-        prepare(
-            str(write(tmp_path, [{"question": "a", "correct_answer": ""}, {"question": "b", "correct_answer": "1"}])),
-            RECIPE,
-            tmp_path / "out",
-        )
-    assert not (tmp_path / "out").exists()
+    write(tmp_path, [{"question": "a", "correct_answer": ""}, {"question": "b", "correct_answer": "1"}])
+    (source,) = (p for p in tmp_path.iterdir() if p.is_file())
+    for out in ("out", "new/out"):
+        done = scorefast_here("prepare", source, "--out", out, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "more than 1%" in done.stderr
+    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_killed_run_leaves_nothing_that_looks_like_data(tmp_path):

@@ -18,8 +18,8 @@ from rich.console import Console
 from benchmarks import faults
 from scorefast.data import content_sha256, load_dataset
 from scorefast.durable import damage, seal
-from scorefast.recipe import UserError, load_recipe
-from scorefast.runs import changes_allowed, find_last, has_begun, read_metrics, start_run
+from scorefast.recipe import UserError, dump_recipe, load_recipe
+from scorefast.runs import changes_allowed, find_last, has_begun, metrics_line, read_metrics, start_run
 from scorefast.stages import StageRun, run_stage
 from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast_here
 from tests.test_faults import begun
@@ -380,7 +380,7 @@ def test_a_checkpoint_that_cannot_be_read_is_no_reason_to_begin_again(finished, 
         find_last(finished)
 
 
-@pytest.mark.parametrize("optimizer", ["adafactor", "sgd", "lion_8bit", "adamw_8bit"])
+@pytest.mark.parametrize("optimizer", ["adafactor", "sgd", "lion_8bit", "adamw_8bit", "ademamix_8bit", "rmsprop"])
 def test_every_planned_optimizer_resumes(optimizer, tmp_path):
     begin = ["stage1", "--data", SHIPPED, "--out", "run", *QUICK, "--set", f"stage1.optimizer={optimizer}"]
     few = ["--set", "rollout.max_new_tokens=4", "--set", "eval.max_questions=1", "--set", "stage1.save_steps=1"]
@@ -388,6 +388,38 @@ def test_every_planned_optimizer_resumes(optimizer, tmp_path):
     done = resume(tmp_path / "run", *LONGER)
     assert done.returncode == 0, done.stderr
     assert [m["step"] for m in read_metrics(tmp_path / "run") if "loss" in m] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("history", ["in the state", "in a file"])
+def test_a_run_of_many_steps_resumes(finished, history):
+    """30,000 steps make a log of more than the 16 MiB that any other JSON file may have. A checkpoint of an earlier
+    version holds it in trainer_state.json."""
+    steps, last = 30_000, finished / "checkpoint-30000"
+    (finished / "checkpoint-2").rename(last)
+    (line,) = (m for m in read_metrics(finished) if m["step"] == 2 and "loss" in m)
+    lines = [line | {"step": step} for step in range(1, steps + 1)]
+    state = json.loads((last / "trainer_state.json").read_text()) | {"global_step": steps, "epoch": 0.0}
+    assert state["log_history"] == [], "the log is not kept twice in a checkpoint"
+    (last / "metrics.jsonl").write_text("".join(metrics_line(m) for m in lines))
+    if history == "in the state":
+        (last / "metrics.jsonl").unlink()
+        state["log_history"] = lines
+    (last / "trainer_state.json").write_text(json.dumps(state, indent=2))
+    assert sum(path.stat().st_size for path in last.glob("*.json*")) > 2**24
+    recipe = load_recipe(str(finished / "recipe.yaml"), [f"stage1.max_steps={steps + 1}"])
+    for folder in (last, finished):
+        (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+    seal(last)
+    (finished / "checkpoint.json").unlink()
+    (finished / "metrics.jsonl").unlink()
+    done = resume(finished)
+    assert done.returncode == 0, done.stderr
+    assert f"metrics.jsonl: lacks step 1; written anew from run/{last.name}" in done.stderr
+    assert [m["step"] for m in read_metrics(finished) if "loss" in m] == list(range(1, steps + 2))
+    os.truncate(finished / "metrics.jsonl", 2**40)  # a file with a hole costs a stranger nothing
+    damaged = resume(finished, "--dry-run")
+    assert damaged.returncode == 0, damaged.stderr
+    assert "bytes that the log of this run may have; written anew from run/checkpoint-30001" in damaged.stderr
 
 
 def test_a_run_removed_while_its_model_loads_is_not_made_again(recipe, tmp_path):

@@ -18,6 +18,7 @@ ORDER = [
     "thoughts",
     "prompts",
     "recipe",
+    "ownership",
     "sources",
     "duplicates",
     "presets",
@@ -40,7 +41,7 @@ ORDER = [
     "runs",
 ]
 ORDER += ["settings", "report", "prepare", "kernels", "objective", "rollout", "four_bit", "plain_model", "model"]
-ORDER += ["memory", "evaluate", "schedule", "trainer", "stages", "chat", "export", "cli"]
+ORDER += ["memory", "evaluate", "schedule", "optimizers", "trainer", "stages", "chat", "export", "cli"]
 LIGHT = {*ORDER[: ORDER.index("kernels")], "cli"}
 PACKAGE = REPOSITORY / "scorefast"
 

@@ -97,7 +97,7 @@ def test_the_step_is_divided_once_by_its_trajectories(recipe, examples, tmp_path
         )
         trainer = ScoreTrainer(load_policy(r, trainable=True), r, "stage2", examples[:8], [], tmp_path / str(size))
         trainer.train()
-        (log,) = [m for m in trainer.state.log_history if "loss" in m]
+        (log,) = [m for m in trainer.log_file.lines if "loss" in m]
         seen[size] = (log["loss"], log["grad_norm"])
         assert trainer.args.gradient_accumulation_steps == 16 // size
     assert seen[1] == pytest.approx(seen[16], rel=1e-3)
@@ -223,7 +223,7 @@ def test_full_fine_tuning_keeps_a_frozen_copy_and_the_shared_head(examples, tmp_
     assert not any("embed" in n or "lm_head" in n for n in moved)
     for name, parameter in policy.frozen_reference.named_parameters():
         assert torch.equal(parameter, before[name])
-    kl = [m["kl_t1"] for m in trainer.state.log_history if "kl_t1" in m]
+    kl = [m["kl_t1"] for m in trainer.log_file.lines if "kl_t1" in m]
     assert kl[0] == pytest.approx(0, abs=1e-6)
     assert kl[1] > 0
 
@@ -237,7 +237,7 @@ def test_the_implementation_of_the_loss_does_not_change_a_run(section, examples,
         r = load_recipe("tiny-cpu", [*settings, f"loss.impl={impl[0]}", *impl[1:]])
         trainer = ScoreTrainer(load_policy(r, trainable=True), r, section, examples[:16], [], tmp_path / impl[0])
         trainer.train()
-        runs.append([m for m in trainer.state.log_history if "loss" in m])
+        runs.append([m for m in trainer.log_file.lines if "loss" in m])
     for by_reference, by_chunked in zip(*runs, strict=True):
         assert by_reference.keys() == by_chunked.keys()
         for name in by_reference.keys() - CLOCK:
@@ -258,7 +258,7 @@ def test_supervised_stage_trains_the_second_turn_and_holds_the_first(examples, t
         policy = load_policy(r, trainable=True)
         trainer = ScoreTrainer(policy, r, "stage1", examples[:64], [], tmp_path / str(beta2))
         trainer.train()
-        losses = [m["loss"] for m in trainer.state.log_history if "loss" in m]
+        losses = [m["loss"] for m in trainer.log_file.lines if "loss" in m]
         assert min(losses[-3:]) < 0.7 * losses[0]
         batch_t = rollout.supervised_trajectories(
             policy.chat,
