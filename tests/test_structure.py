@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 
 import pytest
@@ -86,3 +87,14 @@ def test_one_module_each_knows_the_backends():
     for file in PACKAGE.rglob("*.py"):
         used = {m.split(".")[0] for m in imports(ast.parse(file.read_text(encoding="utf-8")), everywhere=True)}
         assert used & {"unsloth", "peft", "bitsandbytes"} <= homes.get(file.name, set()), file.name
+
+
+def test_the_tests_that_the_security_page_names_are_there():
+    page = (REPOSITORY / "docs" / "security.md").read_text(encoding="utf-8")
+    tests = {file.name: file.read_text(encoding="utf-8") for file in (REPOSITORY / "tests").glob("test_*.py")}
+    named = re.findall(r"`(test_\w+\.py)?(?:::(test_\w+))?`", page)
+    assert sum(bool(test) for _, test in named) > 30
+    file = ""
+    for other, test in named:
+        file = other or file
+        assert f"def {test}(" in tests[file] if test else file in tests, (file, test)
