@@ -2,7 +2,8 @@
 
     python -m benchmarks.text_graders [PAIRS.jsonl ...] > benchmarks/results/text_graders.md
 
-Pairs are objects with question, answer, reference, label and kind; without files, tests/text_pairs_held_out.jsonl.
+Pairs are objects with answer, reference, label and, for texts, question and kind; without files,
+tests/text_pairs_held_out.jsonl. Attacks are made of pairs with questions.
 Cells are agreeing pairs / pairs, and false rights where there are any. Each grader was given:
 
 - text, and scorefast's other graders `exact` and `contains`: reply, reference, question. `auto` takes `numeric` where
@@ -91,10 +92,10 @@ def by_kind(pairs: list[dict[str, Any]]) -> list[str]:
         for pair in pairs:
             found = verdict(pair["answer"], pair["reference"], pair.get("question"))
             outcome = "agree" if found is pair["label"] else "false right" if found else "false wrong"
-            for kind in (pair["kind"], "all"):
+            for kind in (pair.get("kind", "all kinds"), "all"):
                 counts[name][kind][outcome] += 1
     rows = []
-    for kind in [*dict.fromkeys(pair["kind"] for pair in pairs), "all"]:
+    for kind in [*dict.fromkeys(pair.get("kind", "all kinds") for pair in pairs), "all"]:
         cells = []
         for name in CONTENDERS:
             c = counts[name][kind]
@@ -137,7 +138,8 @@ def main(files: list[str]) -> None:
     lines = ["# Graders of short texts", "", about, f"{cpu}, Python {platform.python_version()}, one process."]
     for path in map(Path, files or [str(PAIRS)]):
         pairs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        lines += ["", f"## {path.name}: {len(pairs)} pairs", *by_kind(pairs), *attacked(pairs)]
+        lines += ["", f"## {path.name}: {len(pairs)} pairs", *by_kind(pairs)]
+        lines += attacked(pairs) if all("question" in pair for pair in pairs) else []
     lines += ["## Ten replies to two questions, by `auto`", *ten_replies()]
     print("\n".join(lines).rstrip())
 

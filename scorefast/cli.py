@@ -331,7 +331,7 @@ def _stage(
             from scorefast.model import resolve_backend
             from scorefast.stages import StageRun, check_lengths, check_stage, find_resumable, resolve_loss
 
-            check_stage(section, settings, dataset)
+            check_stage(section, settings, dataset, elsewhere=dry_run)
             facts["loss"] = resolve_loss(settings)
             if not dry_run:
                 facts["backend"] = resolve_backend(settings.model)

@@ -23,10 +23,11 @@ PARAMETERS = 2**17  # bitsandbytes pages and quantises only what is larger than 
 BY_METRIC = ("reduce_lr_on_plateau", "greedy")  # they follow a validation metric, and the Trainer has none chosen
 
 
-def require_usable(recipe: Recipe, section: str) -> None:
+def require_usable(recipe: Recipe, section: str, *, elsewhere: bool = False) -> None:
     """Make them for one parameter, take a step of each, save their state and load it as `--resume` does.
 
-    Raises UserError where one of them is unknown, or needs a package, an argument, or a metric that this run has not.
+    elsewhere: the run is planned for another machine, so that a package may be missing here. Raises UserError where one
+    of them is unknown, or needs a package, an argument, or a metric that this run has not.
     """
     stage = getattr(recipe, section)
     for key, kind in (("optimizer", OptimizerNames), ("lr_scheduler", SchedulerType)):
@@ -46,6 +47,8 @@ def require_usable(recipe: Recipe, section: str) -> None:
         try:
             optimizer = _tried_optimizer(arguments)
         except Exception as error:  # of any of a dozen packages
+            if elsewhere and isinstance(error, ImportError):
+                return
             raise _unusable(f"{section}.optimizer", stage.optimizer, error, "adamw_torch, adafactor or sgd") from None
         try:
             scheduler = get_scheduler(stage.lr_scheduler, optimizer, stage.warmup_steps, stage.max_steps)

@@ -16,7 +16,7 @@ from functools import cached_property
 from itertools import groupby, pairwise, zip_longest
 from typing import Any, Literal
 
-from scorefast.thoughts import THOUGHTS, split_thoughts
+from scorefast.thoughts import TAGS, split_thoughts
 from scorefast.untrusted import bounded_work, one_line, shortened
 
 # The wording of the paper's mathematics prompt (arXiv 2409.12917, appendix), without its formatting demand.
@@ -58,7 +58,7 @@ class ChatFormat:
 
     system: the system message, if any. question: what is asked, with `{question}` in it. options: variables that the
     template takes, such as enable_thinking. thoughts: what opens and closes a model's thoughts; by default a pair of
-    THOUGHTS that the template names. vocabulary: rows of the model's embedding, where they are known.
+    TAGS that the template names. vocabulary: rows of the model's embedding, where they are known.
 
     Raises ValueError, one line, for a template that cannot be served.
     """
@@ -158,7 +158,7 @@ class ChatFormat:
     def tags(self) -> tuple[str, str] | None:
         """What opens and closes a thought; None where the template knows of none."""
         source = self.tokenizer.get_chat_template()
-        return self.thoughts or next((pair for pair in THOUGHTS if pair[0] in source or pair[1] in source), None)
+        return self.thoughts or next((pair for pair in TAGS if pair[0] in source or pair[1] in source), None)
 
     @cached_property
     def rewrites_history(self) -> bool:
@@ -203,7 +203,7 @@ class ChatFormat:
             raise self._unfit("writes a question otherwise once a reply follows it")
         new, old = self._before_reply
         shared = next((i for i, (a, b) in enumerate(zip(new, old, strict=False)) if a != b), min(len(new), len(old)))
-        tags = "|".join(re.escape(tag) for pair in (*THOUGHTS, self.tags or THOUGHTS[0]) for tag in pair)
+        tags = "|".join(re.escape(tag) for pair in (*TAGS, self.tags or TAGS[0]) for tag in pair)
         if all(re.fullmatch(rf"(?:\s|{tags})*", text[shared:]) for text in (new, old)):
             return
         if old.startswith(new):

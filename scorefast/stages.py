@@ -70,12 +70,12 @@ class StageRun:
     owner: Owner | None = None
 
 
-def check_stage(section: Section, recipe: Recipe, dataset: Dataset) -> None:
-    """Everything that can be wrong before a model is loaded. Raises UserError."""
+def check_stage(section: Section, recipe: Recipe, dataset: Dataset, *, elsewhere: bool = False) -> None:
+    """Everything that can be wrong before a model is loaded; `elsewhere`: on another machine. Raises UserError."""
     stage = getattr(recipe, section)
     micro_batch_size(stage, section, place().processes)
     resolve_loss(recipe)
-    require_usable(recipe, section)
+    require_usable(recipe, section, elsewhere=elsewhere)
     if recipe.report_to not in ("none", "all", *(known := get_available_reporting_integrations())):
         raise UserError(f"report_to: {recipe.report_to!r} is not installed here; there are: none, {', '.join(known)}")
     train = dataset.split("train", "training")

@@ -6,11 +6,15 @@ import re
 from functools import lru_cache
 
 # What opens and closes a model's thoughts, where its template or its replies show one of these.
-THOUGHTS: tuple[tuple[str, str], ...] = (
+TAGS: tuple[tuple[str, str], ...] = (
     *((f"<{name}>", f"</{name}>") for name in ("think", "thinking", "thought", "thoughts", "reasoning", "seed:think")),
     *(("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"), ("<|inner_prefix|>", "<|inner_suffix|>")),
     *(("<|begin_of_thought|>", "<|end_of_thought|>"), ("<|START_THINKING|>", "<|END_THINKING|>")),
     *(("<|channel>thought", "<channel|>"), ("<unused94>thought", "<unused95>")),
+)
+# Harmony's thoughts are messages of their own.
+THOUGHTS = (
+    *TAGS,
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
     ("<|channel|>commentary<|message|>", "<|channel|>final<|message|>"),
 )

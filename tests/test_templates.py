@@ -286,7 +286,7 @@ def test_a_marker_beyond_the_embedding_is_one_line_and_nothing_is_begun(tmp_path
     with pytest.raises(UserError, match=r"its chat template writes '<turn>', token \d+ of a model with \d+ of them"):
         chat_format(load_recipe("tiny-cpu", [f"model.name={folder}"]))
     done = scorefast("stage1", "--data", SHIPPED, "--out", "run", "--set", f"model.name={folder}", cwd=tmp_path)
-    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 2), done.stderr
+    assert (done.returncode, done.stderr.count("scorefast: ")) == (2, 1), done.stderr
     assert not (tmp_path / "run").exists()
 
 
