@@ -85,7 +85,8 @@ def keys_of(reference: str, question: str) -> tuple[Key, ...]:
             readings.append(inside)
     if len(reference.split()) <= 6:
         readings += [part for part in re.split(r" or |또는|혹은", readings[0]) if part != readings[0]]
-    return tuple(_key(reading, question) for reading in readings)
+    first, *others = (_key(reading, question) for reading in readings)
+    return first, *(key for key in others if key.words)
 
 
 def _is_ordered(key: list[Word], everything: tuple[Word, ...]) -> bool:
