@@ -550,12 +550,12 @@ def run(seed: int, share: float) -> None:
             if number and (not coverage or find_spec("atheris")):
                 results.append(_one_in_its_own_process(target, max(1, int(number * share)), seed, coverage))
                 print(json.dumps(results[-1]), flush=True)
-    (HERE / "results" / "fuzz.md").write_text(_report(results, seed), encoding="utf-8")
+    (HERE / "results" / "fuzz.md").write_text(_report(results, seed, share), encoding="utf-8")
     if any(result["error"] for result in results):
         raise SystemExit("failures: their inputs lie in tests/corpus")
 
 
-def _report(results: list[dict], seed: int) -> str:
+def _report(results: list[dict], seed: int, share: float) -> str:
     packages = ("hypothesis", "PyYAML", "pydantic", "safetensors", "transformers", "peft", "torch", "atheris")
     versions = []
     for name in packages:
@@ -564,8 +564,8 @@ def _report(results: list[dict], seed: int) -> str:
     lines = [
         "# Fuzzing",
         "",
-        f"`python benchmarks/fuzz.py run --seed {seed}`, {date.today()}, Python {platform.python_version()}, "
-        f"{', '.join(versions)}.",
+        f"`python benchmarks/fuzz.py run --share {share:g} --seed {seed}`, {date.today()}, "
+        f"Python {platform.python_version()}, {', '.join(versions)}.",
         "",
         f"Every input ended in a value (taken) or in one line of refusal, within {SECONDS:.0f} s, unless the last "
         "column says otherwise. Memory: what the process grew by while inputs were tried (hypothesis, limit "

@@ -110,7 +110,9 @@ def by_kind(pairs: list[dict[str, Any]]) -> list[str]:
 
 
 def attacked(pairs: list[dict[str, Any]]) -> list[str]:
-    made = list(attacks(pairs))
+    made = list(attacks(pairs)) if all("question" in pair for pair in pairs) else []
+    if not made:
+        return []
     rows = []
     for name in ("text", "auto", "exact", "contains"):
         began = process_time()
@@ -138,8 +140,7 @@ def main(files: list[str]) -> None:
     lines = ["# Graders of short texts", "", about, f"{cpu}, Python {platform.python_version()}, one process."]
     for path in map(Path, files or [str(PAIRS)]):
         pairs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        lines += ["", f"## {path.name}: {len(pairs)} pairs", *by_kind(pairs)]
-        lines += attacked(pairs) if all("question" in pair for pair in pairs) else []
+        lines += ["", f"## {path.name}: {len(pairs)} pairs", *by_kind(pairs), *attacked(pairs)]
     lines += ["## Ten replies to two questions, by `auto`", *ten_replies()]
     print("\n".join(lines).rstrip())
 
