@@ -139,16 +139,14 @@ def _become(arguments: list[str], log: Path) -> None:
 
 def import_everything() -> None:
     """All that is slow to import, so that a fork trains at once. Nothing is computed here: no thread is running."""
-    import scorefast.cli
-    import scorefast.stages  # noqa: F401
 
 
 def outcome_of(folder: Path) -> tuple[bytes, list[dict[str, object]]]:
     """(the trained weights, the metrics without clock times)."""
-    from scorefast.trainer import CLOCK
+    from scorefast.rl.trainer import TIMING_METRICS
 
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    metrics = [{k: v for k, v in json.loads(m).items() if k not in CLOCK} for m in lines]
+    metrics = [{k: v for k, v in json.loads(m).items() if k not in TIMING_METRICS} for m in lines]
     return next(folder.glob("*model.safetensors")).read_bytes(), metrics
 
 

@@ -79,7 +79,7 @@ def bounded(seconds: float = SECONDS) -> Iterator[None]:
 
 def check(target: str, data: bytes) -> bool:
     """Whether the input was taken (True) or refused by a UserError; any other exception is a bug and comes through."""
-    from scorefast.untrusted import UserError
+    from scorefast.errors import UserError
 
     with bounded():
         try:
@@ -140,7 +140,7 @@ def parquet(data: bytes) -> None:
 
 def prepared(data: bytes) -> None:
     """A prepared folder whose manifest has the hash of these bytes for one of its splits."""
-    from scorefast.data import load_dataset
+    from scorefast.data.load import load_dataset
 
     folder = _sound_prepared()
     (folder / "test.parquet").write_bytes(data)
@@ -164,7 +164,8 @@ def _sound_prepared() -> Path:
 
 
 def _read(path: Path) -> None:
-    from scorefast.data import Dropped, Reading
+    from scorefast.data.example import Dropped
+    from scorefast.data.reading import Reading
     from scorefast.recipe import Data
 
     reading = Reading(str(path), Data(on_error="skip"))
@@ -179,7 +180,7 @@ class _Kept(list):
 
 
 def _counted(reading) -> Iterator:
-    from scorefast.data import Dropped
+    from scorefast.data.example import Dropped
 
     for part in reading():
         yield part if isinstance(part, Dropped) else _Kept(part.columns["id"])
@@ -195,7 +196,7 @@ def math(data: bytes) -> None:
 
 
 def _grade(grader: str, data: bytes) -> None:
-    from scorefast.grading import auto_grader, grade, unusable_reference
+    from scorefast.grading.grade import auto_grader, grade, unusable_reference
 
     reply, reference, question, *_ = [*data.decode("utf-8", "replace").split("\x1f"), "", ""]
     auto_grader(reference)
@@ -206,9 +207,9 @@ def _grade(grader: str, data: bytes) -> None:
 
 
 def checkpoint(data: bytes) -> None:
-    from scorefast.durable import seal
-    from scorefast.model import load_policy
-    from scorefast.runs import open_checkpoint, require_same_terms
+    from scorefast.files.seal import seal
+    from scorefast.model.load import load_policy
+    from scorefast.runs.checkpoint import open_checkpoint, require_same_terms
 
     folder = _damaged("checkpoint", _sound_checkpoint(), data)
     seal(folder)  # as who means harm would: the content is judged, not the seal
@@ -222,7 +223,7 @@ def checkpoint(data: bytes) -> None:
 def model(data: bytes) -> None:
     """Loaded to be trained, and asked a question."""
     from scorefast.chat import pipe
-    from scorefast.model import load_policy
+    from scorefast.model.load import load_policy
     from scorefast.recipe import load_recipe, model_path
 
     folder = _damaged("model", Path(model_path("tiny-gemma2")), data)
@@ -232,7 +233,7 @@ def model(data: bytes) -> None:
 
 def tokenizer(data: bytes) -> None:
     """Loaded, and asked for a prompt."""
-    from scorefast.model import chat_format
+    from scorefast.model.tokenizer import chat_format
     from scorefast.recipe import load_recipe, model_path
 
     folder = _damaged("tokenizer", Path(model_path("tiny-gemma2")), data)
@@ -241,7 +242,8 @@ def tokenizer(data: bytes) -> None:
 
 def generation(data: bytes) -> None:
     """Whatever is said of sampling, where the model is loaded at all it says the same."""
-    from scorefast.model import generate, load_policy
+    from scorefast.model.generate import generate
+    from scorefast.model.load import load_policy
     from scorefast.recipe import load_recipe, model_path
 
     folder = _damaged("generation", Path(model_path("tiny-gemma2")), data)
@@ -257,8 +259,8 @@ def generation(data: bytes) -> None:
 def run_(data: bytes) -> None:
     """A run of two steps resumed after its first."""
     from scorefast.cli import _stage
-    from scorefast.durable import SEAL, seal
-    from scorefast.recipe import RunError, UserError
+    from scorefast.errors import RunError, UserError
+    from scorefast.files.seal import SEAL, seal
 
     folder = _damaged("run", _sound_run(), data)
     if SEAL.encode() not in data:
@@ -317,7 +319,8 @@ def _tiny_recipe():
 
 @cache
 def _sound_checkpoint() -> Path:
-    from scorefast.model import load_policy, save_policy
+    from scorefast.model.load import load_policy
+    from scorefast.model.policy import save_policy
     from scorefast.recipe import dump_recipe
 
     folder = scratch() / "sound"
@@ -347,7 +350,7 @@ def _sound_run() -> Path:
 
 @cache
 def _policy():
-    from scorefast.model import load_policy
+    from scorefast.model.load import load_policy
 
     return load_policy(_tiny_recipe())
 
@@ -469,14 +472,14 @@ def fuzz_by_coverage(target: str, seconds: int, seed: int) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["scorefast", "yaml"]):
-        import scorefast.data
-        import scorefast.grading
+        import scorefast.data.load
+        import scorefast.grading.grade
         import scorefast.recipe  # noqa: F401
 
     counts = {"taken": 0, "refused": 0}
 
     def tried(data: bytes) -> None:
-        from scorefast.untrusted import UserError
+        from scorefast.errors import UserError
 
         try:
             TARGETS[target](data)

@@ -22,8 +22,8 @@ from typing import Any
 from math_verify import parse, verify
 from trl.rewards import accuracy_reward
 
-from scorefast.grading import grade
-from scorefast.metrics import wilson
+from scorefast.grading.grade import grade
+from scorefast.stats import wilson
 
 LIMIT = 10.0  # seconds for one pair
 FIRST = "445 of 472 labels (numeric 201/212, math 113/125, exact 56/56, choice 45/48, contains 30/31)"

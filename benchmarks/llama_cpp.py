@@ -27,11 +27,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from scorefast.data import Example
+from scorefast.data.example import Example
 from scorefast.export import export_checkpoint
-from scorefast.model import chat_format
-from scorefast.reward import grade_example
-from scorefast.runs import open_checkpoint
+from scorefast.grading.reward import grade_example
+from scorefast.model.tokenizer import chat_format
+from scorefast.runs.checkpoint import open_checkpoint
 
 RESULT = Path(__file__).parent / "results" / "llama_cpp.md"
 

@@ -23,11 +23,11 @@ RESULT = Path(__file__).parent / "results" / "memory.md"
 DATA = Path(__file__).parent.parent / "data" / "score.csv"
 PLAN = """
 import json, sys
-from scorefast.data import load_dataset
+from scorefast.data.load import load_dataset
 from scorefast.recipe import load_recipe
 recipe = load_recipe("tiny-cpu", sys.argv[3:])
 dataset = load_dataset(sys.argv[2], recipe.data)
-from scorefast.stages import check_stage, plan_stage
+from scorefast.train import check_stage, plan_stage
 check_stage(sys.argv[1], recipe, dataset)
 plan = plan_stage(sys.argv[1], recipe, dataset)
 print(json.dumps({"moments": plan.moments, "tokens": plan.tokens, "base": plan.parts[0].size}))

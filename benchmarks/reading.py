@@ -35,16 +35,21 @@ from transformers import AutoModelForCausalLM
 
 from scorefast.assets import make_tiny_products as task
 from scorefast.assets.make_tiny_gemma2 import changed_digit
-from scorefast.data import Example, load_dataset
-from scorefast.evaluate import grade_all
-from scorefast.metrics import summarize, wilson
-from scorefast.model import generate, load_policy, load_tokenizer
-from scorefast.prompts import ChatFormat
+from scorefast.data.example import Example
+from scorefast.data.load import load_dataset
+from scorefast.grading.answer import Grade
+from scorefast.grading.grade import grade
+from scorefast.model.chat_format import ChatFormat
+from scorefast.model.generate import generate
+from scorefast.model.load import load_policy
+from scorefast.model.tokenizer import load_tokenizer
 from scorefast.recipe import Recipe, load_recipe, model_path
-from scorefast.reward import Grade, extract_number, grade
-from scorefast.rollout import Generate, Trajectory, attempt, data_attempt, first_attempts, second_attempts
-from scorefast.runs import open_checkpoint
-from scorefast.trainer import ScoreTrainer
+from scorefast.rl.evaluate import grade_all
+from scorefast.rl.rollout import Generate, first_attempts, second_attempts
+from scorefast.rl.trainer import ScoreTrainer
+from scorefast.rl.trajectory import Trajectory, attempt, data_attempt
+from scorefast.runs.checkpoint import open_checkpoint
+from scorefast.stats import summarize, wilson
 
 ROOT = Path(__file__).parent.parent
 RECIPE, MODEL = "products-cpu", "tiny-gemma2-products"

@@ -37,15 +37,19 @@ import torch
 from rich.console import Console
 
 from scorefast.assets.make_tiny_gemma2 import question, worked
-from scorefast.data import Dataset, Example, load_dataset
-from scorefast.evaluate import evaluate, grade_all, probe
-from scorefast.metrics import summarize
-from scorefast.model import generate, load_policy
+from scorefast.data.example import Dataset, Example
+from scorefast.data.load import load_dataset
+from scorefast.grading.answer import Grade
+from scorefast.grading.grade import grade
+from scorefast.model.generate import generate
+from scorefast.model.load import load_policy
+from scorefast.probe import probe
 from scorefast.recipe import Recipe, load_recipe
-from scorefast.reward import Grade, grade
-from scorefast.rollout import two_turn_rollout
-from scorefast.runs import open_checkpoint
-from scorefast.stages import StageRun, run_stage
+from scorefast.rl.evaluate import evaluate, grade_all
+from scorefast.rl.rollout import two_turn_rollout
+from scorefast.runs.checkpoint import open_checkpoint
+from scorefast.stats import summarize
+from scorefast.train import StageRun, run_stage
 
 ROOT = Path(__file__).parent.parent
 SEEDS = range(5)

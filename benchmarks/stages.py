@@ -79,7 +79,7 @@ def draw_model(name: str, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from scorefast.model import load_config, load_tokenizer
+    from scorefast.model.tokenizer import load_config, load_tokenizer
 
     torch.manual_seed(0)
     tokenizer, config = load_tokenizer("tiny-gemma2"), load_config(name)
@@ -91,10 +91,10 @@ def draw_model(name: str, folder: Path) -> None:
 
 def plan(recipe: str, stage: str, settings: list[str]) -> tuple[float, float]:
     """(GB planned, GB free), both without what is there before a model is loaded."""
-    from scorefast.data import load_dataset
-    from scorefast.memory import memory_here
+    from scorefast.data.load import load_dataset
+    from scorefast.model.memory import memory_here
     from scorefast.recipe import load_recipe
-    from scorefast.stages import plan_stage
+    from scorefast.train import plan_stage
 
     resolved = load_recipe(recipe, settings)
     planned = plan_stage(stage, resolved, load_dataset(str(DATA), resolved.data))  # type: ignore[arg-type]
@@ -136,7 +136,7 @@ def measure(recipe: str, stage: str, settings: list[str], run: Path) -> dict[str
 def questions(recipe: str, stage: str, settings: list[str]) -> int:
     """So many that their trajectories fill the rollout's batch."""
     from scorefast.recipe import load_recipe
-    from scorefast.schedule import samples_per_question
+    from scorefast.rl.schedule import samples_per_question
 
     resolved = load_recipe(recipe, settings)
     section = getattr(resolved, stage)
@@ -175,7 +175,7 @@ def keep(row: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    from scorefast.model import CONFIGS
+    from scorefast.model.tokenizer import CONFIGS
     from scorefast.recipe import load_recipe
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

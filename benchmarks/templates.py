@@ -18,7 +18,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from scorefast.prompts import CORRECTION, ChatFormat
+from scorefast.model.chat_format import ChatFormat
+from scorefast.recipe import CORRECTION
 
 TEXTS = [
     "What is 12 + 34? The answer is 46.\nuser assistant system think User Assistant model final",

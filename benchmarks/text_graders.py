@@ -30,9 +30,9 @@ from typing import Any
 from math_verify import parse, verify
 from trl.rewards import accuracy_reward
 
-from scorefast.grading import grade
-from scorefast.metrics import wilson
+from scorefast.grading.grade import grade
 from scorefast.recipe import GraderName
+from scorefast.stats import wilson
 from tests.text_attacks import attacks
 
 PAIRS = Path(__file__).parents[1] / "tests" / "text_pairs_held_out.jsonl"

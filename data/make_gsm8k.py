@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scorefast.presets import COLUMNS, without_calculator
+from scorefast.data.example import COLUMNS
+from scorefast.files.text import without_calculator
 
 
 def wrong_solution(row: dict[str, Any], models: list[str]) -> str | None:

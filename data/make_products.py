@@ -15,8 +15,8 @@ import torch
 from make_score import HERE, SPLIT, first_attempts
 
 from scorefast.assets.make_tiny_products import NUMBERS, first_attempt, question, trainable_pairs
-from scorefast.data import SPLITS, split_of
-from scorefast.presets import COLUMNS
+from scorefast.data.example import COLUMNS, SPLITS
+from scorefast.data.splits import split_of
 from scorefast.recipe import EMBEDDED_MODELS
 
 

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import scorefast
 from scorefast.assets.make_tiny_gemma2 import question
-from scorefast.data import SPLITS, split_of
-from scorefast.presets import COLUMNS
-from scorefast.prompts import ChatFormat
+from scorefast.data.example import COLUMNS, SPLITS
+from scorefast.data.splits import split_of
+from scorefast.model.chat_format import ChatFormat
 from scorefast.recipe import Data
 
 HERE = Path(__file__).parent

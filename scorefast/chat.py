@@ -16,11 +16,13 @@ import torch
 from rich.text import Text
 from transformers.generation.streamers import BaseStreamer
 
-from scorefast.model import Policy, generate
+from scorefast.errors import TooLong
+from scorefast.files.text import json_line, printable, shortened
+from scorefast.model.generate import generate
+from scorefast.model.policy import Policy
 from scorefast.recipe import Recipe
-from scorefast.report import InertConsole, json_line, printable
-from scorefast.rollout import attempt
-from scorefast.untrusted import shortened
+from scorefast.rl.trajectory import attempt
+from scorefast.ui.console import InertConsole
 
 HELP = """Type a question. The model answers, is asked to check itself, and answers again.
 /again   another correction turn on the last answer
@@ -28,7 +30,6 @@ HELP = """Type a question. The model answers, is asked to check itself, and answ
 /save F  write the conversation to the file F as JSON lines
 /help    this text
 /quit    leave (or Ctrl-D)"""
-
 
 OnText = Callable[[str, bool], None]
 CHARACTERS_A_TOKEN = 100  # far more than any language needs: what is longer is not even split into tokens
@@ -79,10 +80,6 @@ class Speaker:
         # Only a finished reply enters the conversation: one that was stopped leaves it as it was.
         exchange.replies.append(reply)
         exchange.attempts.append(attempt(self.policy.chat, reply).text)
-
-
-class TooLong(Exception):
-    """The conversation does not fit the model's context."""
 
 
 class TextChunks(BaseStreamer):

@@ -19,14 +19,21 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast, get_args
 import typer
 
 from scorefast import __version__
-from scorefast.recipe import RECORDED_FOLDERS, GraderName, Recipe, RunError, UserError, dump_recipe
-from scorefast.runs import Interrupted, leaving_on_signals
-from scorefast.settings import chosen_recipe, data_flags, grader_name, resumed_recipe, where_the_model_is
-from scorefast.surroundings import away_from_working_directory, place, printable, settle_in, terminal
-from scorefast.untrusted import shortened
+from scorefast.errors import Interrupted, RunError, UserError
+from scorefast.files.text import json_line, printable, shortened
+from scorefast.recipe import RECORDED_FOLDERS, GraderName, Recipe, dump_recipe
+from scorefast.runs.checkpoint import find_last, open_checkpoint, require_same_terms
+from scorefast.runs.folder import abandoned_where_it_fails, claimed, has_begun, lock_run, require_free, start_run
+from scorefast.runs.processes import place
+from scorefast.runs.recipes import chosen_recipe, data_flags, grader_name, resumed_recipe, where_the_model_is
+from scorefast.runs.resume import base_provenance, require_same_beginning, start_provenance
+from scorefast.runs.signals import leaving_on_signals
+from scorefast.ui.data_report import print_prepared, write_data_report
+from scorefast.ui.streams import away_from_working_directory, settle_in, terminal
+from scorefast.ui.tables import explanation, print_agreement
 
 if TYPE_CHECKING:
-    from scorefast.report import InertConsole
+    from scorefast.ui.console import InertConsole
 
 app = typer.Typer(
     help="Teach a language model to correct itself (SCoRe, arXiv 2409.12917), on one consumer GPU or none.",
@@ -163,14 +170,15 @@ def prepare(
     quiet: QuietOption = False,
 ) -> None:
     """Read, check, deduplicate and split SOURCE; measure it in tokens; write Parquet files and a manifest."""
-    from scorefast import runs
-    from scorefast.data import is_prepared, source_files
+
+    from scorefast.data.prepared import is_prepared
+    from scorefast.data.sources import source_files
     from scorefast.prepare import prepare as prepare_
 
     console = _console(quiet)
     if is_prepared(source):
         raise UserError(f"{source}: already prepared; give the file it was made from")
-    writer = runs.open_checkpoint(sample_from) if sample_from not in (None, "base") else None
+    writer = open_checkpoint(sample_from) if sample_from not in (None, "base") else None
     overrides = _overrides(set_, data_flags(columns, on_error, grader), seed)
     settings = chosen_recipe(recipe, overrides, writer, console.note, rewards=False)
     for name in (source, against):
@@ -179,9 +187,9 @@ def prepare(
     if dry_run:
         _print_plan(console, settings, f"prepare {source}")
         return
-    runs.require_free(out)
+    require_free(out)
     with _work(console, settings):
-        from scorefast.model import chat_format
+        from scorefast.model.tokenizer import chat_format
 
         chat, fill = None, None
         try:
@@ -196,19 +204,18 @@ def prepare(
             fill = first_attempt_writer(settings, writer, console.note)
         note = console.note
         try:
-            with runs.claimed(out, "data") as folder, _byte_progress(console) as bar:
+            with claimed(out, "data") as folder, _byte_progress(console) as bar:
                 done = prepare_(
                     source, settings, folder, against=against, chat=chat, fill=fill, note=note, progress=bar
                 )
         except KeyboardInterrupt:
             console.print("interrupted; nothing was written")
             raise
-        from scorefast import report as report_
 
-        report_.print_prepared(console, done)
+        print_prepared(console, done)
         if report:
             page = folder / "report.html"
-            if _written_aside(console, page, lambda: report_.write_data_report(done, page)):
+            if _written_aside(console, page, lambda: write_data_report(done, page)):
                 console.note(f"report: {page}")
     print(folder)
 
@@ -231,22 +238,23 @@ def grade(
 
     A line may name its own `grader`, and the `question` that was asked.
     """
-    from scorefast import report
-    from scorefast.grading import auto_grader, grade_lines
+
+    from scorefast.grade import grade_lines
+    from scorefast.grading.grade import auto_grader
 
     console = _console(quiet)
     graded = []
     for number, row in grade_lines(file, grader_name(grader)):
-        print(report.json_line(row))
+        print(json_line(row))
         graded.append((number, row))
         if explain:
-            console.print(report.explanation(number, row), soft_wrap=True)
+            console.print(explanation(number, row), soft_wrap=True)
     if not graded:
         raise UserError(f"{file}: no line to grade")
     named = Counter(auto_grader(str(row["reference"])) for _, row in graded if row.get("grader", grader) == "auto")
     if named:
         console.note(f"grader: auto, so {', '.join(f'{name} for {n} lines' for name, n in named.most_common())}")
-    report.print_agreement(console, graded)
+    print_agreement(console, graded)
 
 
 @app.command()
@@ -302,42 +310,42 @@ def _stage(
     dry_run: bool,
     quiet: bool,
 ) -> None:
-    from scorefast import runs
-    from scorefast.data import content_sha256, load_dataset
+
+    from scorefast.data.load import content_sha256, load_dataset
 
     console, first = _console(quiet), place().rank == 0
     note = console.note
     if resume and out is None:
         raise UserError("--resume: name the run to continue with --out")
-    begun, owner = out if resume and out is not None and runs.has_begun(out) else None, None
+    begun, owner = out if resume and out is not None and has_begun(out) else None, None
     if begun is None and first:
-        runs.require_free(out, resume=resume)
+        require_free(out, resume=resume)
     with contextlib.ExitStack() as held:
         if begun is not None and first and not dry_run:
-            owner = held.enter_context(runs.own_run(begun))
-        start = runs.open_checkpoint(from_) if from_ else None
+            owner = held.enter_context(lock_run(begun))
+        start = open_checkpoint(from_) if from_ else None
         facts: dict[str, Any] = {"stage": section, "data_sha256": content_sha256(data), "data": data}
-        facts |= runs.what_it_starts_from(start)
+        facts |= start_provenance(start)
         if begun is not None:
-            runs.require_same_beginning(begun, facts)
+            require_same_beginning(begun, facts)
             settings = resumed_recipe(begun, section, recipe, overrides, note)
         else:
             settings = chosen_recipe(recipe, overrides, start, note, rewards=True)
         if start is not None:
-            runs.require_same_terms(start, settings, to_train=True)
+            require_same_terms(start, settings, to_train=True)
         dataset = load_dataset(data, settings.data, note)
         _say_what_was_read(console, dataset, settings)
         with _work(console, settings, dry_run=dry_run):
-            from scorefast.model import resolve_backend
-            from scorefast.stages import StageRun, check_lengths, check_stage, find_resumable, resolve_loss
+            from scorefast.model.backends import resolve_backend
+            from scorefast.train import StageRun, check_lengths, check_stage, find_resumable, resolve_loss
 
             check_stage(section, settings, dataset, elsewhere=dry_run)
             facts["loss"] = resolve_loss(settings)
             if not dry_run:
                 facts["backend"] = resolve_backend(settings.model)
-            facts |= runs.what_it_stands_on(settings) if first else {}
+            facts |= base_provenance(settings) if first else {}
             if begun is not None:
-                runs.require_same_beginning(begun, facts, note)
+                require_same_beginning(begun, facts, note)
             if dry_run:
                 if begun is not None:
                     find_resumable(StageRun(section, settings, dataset, start, begun), console)
@@ -345,10 +353,10 @@ def _stage(
                 return
             check_lengths(section, settings, dataset)
             if begun is None and first:
-                out = held.enter_context(runs.claimed(out, section, resume=resume))
-                owner = held.enter_context(runs.own_run(out))
-                runs.require_free(out, resume=resume)  # once more: now nobody else can take it
-                held.enter_context(runs.abandoned_where_it_fails(owner))
+                out = held.enter_context(claimed(out, section, resume=resume))
+                owner = held.enter_context(lock_run(out))
+                require_free(out, resume=resume)  # once more: now nobody else can take it
+                held.enter_context(abandoned_where_it_fails(owner))
             if out is None:
                 raise UserError("several processes: name the run's folder with --out")
             if begun is None and first:
@@ -361,15 +369,14 @@ def _stage(
 
 
 def _start_run(console: InertConsole, out: Path, settings: Recipe, facts: dict[str, Any], dataset: Any) -> None:
-    from scorefast import runs
 
     _write_dropped(console, dataset, out)
-    runs.start_run(out, settings, facts)
+    start_run(out, settings, facts)
 
 
 def _write_dropped(console: InertConsole, dataset: Any, folder: Path) -> None:
     from scorefast.prepare import write_dropped
-    from scorefast.runs import DROPPED
+    from scorefast.runs.layout import DROPPED
 
     if dataset.dropped_rows:
         _written_aside(console, folder / DROPPED, lambda: write_dropped(dataset.dropped_rows, folder / DROPPED))
@@ -387,13 +394,13 @@ def _written_aside(console: InertConsole, path: Path, write: Callable[[], None])
 
 def _run_stage(job: Any, console: InertConsole, resume: bool, given: list[str]) -> None:
     """given: the command without --resume, to be shown to who interrupts it."""
-    from scorefast import runs
-    from scorefast.stages import run_stage
+
+    from scorefast.train import run_stage
 
     try:
         run_stage(job, console, resume=resume)
     except (Interrupted, KeyboardInterrupt) as stop:
-        last, _ = runs.find_last(job.folder)
+        last, _ = find_last(job.folder)
         kept = f"{last} is saved" if last else "no checkpoint was saved"
         again = shlex.join([*given, "--resume"])
         console.print(f"interrupted: {kept}. Continue with: {again}", soft_wrap=True)
@@ -401,9 +408,9 @@ def _run_stage(job: Any, console: InertConsole, resume: bool, given: list[str]) 
 
 
 def _print_stage_plan(console: InertConsole, section: Any, settings: Recipe, dataset: Any) -> None:
-    from scorefast.memory import memory_here
-    from scorefast.report import print_memory
-    from scorefast.stages import plan_stage
+    from scorefast.model.memory import memory_here
+    from scorefast.train import plan_stage
+    from scorefast.ui.tables import print_memory
 
     stage = getattr(settings, section)
     work = f"{stage.max_steps} steps of {stage.questions_per_step} questions"
@@ -435,23 +442,24 @@ def eval_(
     quiet: QuietOption = False,
 ) -> None:
     """Greedy two-turn evaluation of CHECKPOINTS on held-out questions; the first one is the baseline of the others."""
-    from scorefast import runs
-    from scorefast.data import SPLITS, load_dataset
+
+    from scorefast.data.example import SPLITS
+    from scorefast.data.load import load_dataset
 
     console = _console(quiet)
-    opened = [None if text == "base" else runs.open_checkpoint(text) for text in checkpoints]
+    opened = [None if text == "base" else open_checkpoint(text) for text in checkpoints]
     overrides = _overrides(set_, data_flags(columns, on_error, grader), seed)
     start = next((c for c in opened if c), None)
     settings = chosen_recipe(recipe, overrides, start, console.note, rewards=False)
     for checkpoint in opened:
         if checkpoint is not None:
-            runs.require_same_terms(checkpoint, settings)
+            require_same_terms(checkpoint, settings)
     if split not in SPLITS:
         raise UserError(f"--split {split}: expected one of {', '.join(SPLITS)}")
     dataset = load_dataset(data, settings.data, console.note)
     _say_what_was_read(console, dataset, settings)
     examples = dataset.split(split, "evaluation")[: settings.eval.max_questions]
-    runs.require_free(out)
+    require_free(out)
     if dry_run:
         _print_plan(
             console, settings, f"evaluate {', '.join(checkpoints)} on {len(examples)} {split} questions of {data}"
@@ -459,11 +467,12 @@ def eval_(
         return
     context = {"data": dataset.source, "split": split, "model": settings.model.name, "version": __version__}
     with _work(console, settings):
-        from scorefast.evaluate import NotWritten, evaluate_checkpoints
+        from scorefast.errors import NotWritten
+        from scorefast.evaluate import evaluate_checkpoints
 
         unwritten, path = None, None
         try:
-            with runs.claimed(out, "eval") if out else contextlib.nullcontext() as folder:
+            with claimed(out, "eval") if out else contextlib.nullcontext() as folder:
                 content, path = evaluate_checkpoints(
                     opened, settings, examples, context, console, out=folder, with_probe=probe
                 )
@@ -486,20 +495,19 @@ def chat(
     quiet: QuietOption = False,
 ) -> None:
     """Ask, watch the first attempt, then watch the model correct it. /help lists the commands."""
-    from scorefast import runs
 
     console = _console(quiet)
-    opened = None if checkpoint == "base" else runs.open_checkpoint(checkpoint)
+    opened = None if checkpoint == "base" else open_checkpoint(checkpoint)
     settings = chosen_recipe(recipe, set_ or [], opened, console.note, rewards=False)
     if opened is not None:
-        runs.require_same_terms(opened, settings)
+        require_same_terms(opened, settings)
     with _work(console, settings):
-        from scorefast.model import load_policy
+        from scorefast.model.load import load_policy
 
         policy = load_policy(settings, opened)
     from scorefast.chat import converse, pipe
-    from scorefast.report import InertConsole
-    from scorefast.sources import stdin_text
+    from scorefast.files.lines import stdin_text
+    from scorefast.ui.console import InertConsole
 
     if as_json or not sys.stdin.isatty():
         pipe(policy, settings, stdin_text(), sys.stdout)
@@ -515,12 +523,11 @@ def export(
     quiet: QuietOption = False,
 ) -> None:
     """Write CHECKPOINT for use elsewhere: a PEFT adapter, a merged 16-bit model, or GGUF with an Ollama Modelfile."""
-    from scorefast import runs
 
     console = _console(quiet)
     if format_ not in (formats := ("adapter", "merged-16bit", "gguf")):
         raise UserError(f"--format {format_}: expected one of {', '.join(formats)}")
-    opened = runs.open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint)
     from scorefast.export import export_checkpoint, export_recipe
 
     with _work(console, export_recipe(opened)):
@@ -529,7 +536,7 @@ def export(
 
 
 def _console(quiet: bool) -> InertConsole:
-    from scorefast.report import InertConsole
+    from scorefast.ui.console import InertConsole
 
     console = InertConsole(file=terminal(), quiet=quiet or place().rank != 0)
     if not console.is_terminal:
@@ -538,7 +545,7 @@ def _console(quiet: bool) -> InertConsole:
 
 
 def _say_what_was_read(console: InertConsole, dataset: Any, settings: Recipe) -> None:
-    from scorefast.reward import check_references, chosen_grader
+    from scorefast.grading.reward import check_references, chosen_grader
 
     for reason, count in dataset.dropped.items():
         first = next((row for row in dataset.dropped_rows if row.kind == reason), None)
@@ -581,7 +588,7 @@ def _work(console: InertConsole, settings: Recipe, *, dry_run: bool = False) -> 
             logging.disable(logging.WARNING)
         with console.status("loading libraries") if console.is_terminal else contextlib.nullcontext():
             with away_from_working_directory():
-                from scorefast.model import import_backend, resolve_backend
+                from scorefast.model.backends import import_backend, resolve_backend
 
             try:
                 if dry_run:

@@ -17,12 +17,16 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
-from scorefast.durable import WORK, filled_at_the_end
-from scorefast.model import chat_format, load_merged, settings_to_save
-from scorefast.prompts import ChatFormat
-from scorefast.recipe import Model, Recipe, RunError, UserError, load_recipe, model_path
-from scorefast.runs import RECIPE, Checkpoint
-from scorefast.untrusted import one_line, shortened
+from scorefast.errors import RunError, UserError
+from scorefast.files.atomic import WORK, filled_at_the_end
+from scorefast.files.text import one_line, shortened
+from scorefast.model.chat_format import ChatFormat
+from scorefast.model.load import load_merged
+from scorefast.model.policy import settings_to_save
+from scorefast.model.tokenizer import chat_format
+from scorefast.recipe import Model, Recipe, load_recipe, model_path
+from scorefast.runs.checkpoint import Checkpoint
+from scorefast.runs.layout import RECIPE
 
 Format = Literal["adapter", "merged-16bit", "gguf"]
 CONVERTER = "convert_hf_to_gguf.py"

@@ -18,41 +18,28 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from scorefast import __version__
-from scorefast.data import (
-    MANIFEST,
-    SPLITS,
-    Dropped,
-    Example,
-    Index,
-    Kept,
-    Reading,
-    Split,
-    content_sha256,
-    digests,
-    find_leaks,
-    from_columns,
-    joined,
-    note_families,
-    read_questions,
-)
-from scorefast.durable import file_sha256, filled_at_the_end, write_file
-from scorefast.metrics import wilson
-from scorefast.presets import COLUMNS, OPTIONAL
-from scorefast.recipe import Recipe, UserError
-from scorefast.reward import check_references, chosen_grader, grade_example
-from scorefast.runs import DROPPED
+from scorefast.data.example import COLUMNS, OPTIONAL, SPLITS, Dropped, Example, Split
+from scorefast.data.leaks import Index, find_leaks, note_families
+from scorefast.data.load import content_sha256, digests, read_questions
+from scorefast.data.prepared import MANIFEST, from_columns
+from scorefast.data.reading import Kept, Reading, joined
+from scorefast.errors import UserError
+from scorefast.files.atomic import file_sha256, filled_at_the_end, write_file
+from scorefast.grading.reward import check_references, chosen_grader, grade_example
+from scorefast.recipe import Recipe
+from scorefast.runs.layout import DROPPED
+from scorefast.stats import wilson
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from scorefast.prompts import ChatFormat
+    from scorefast.model.chat_format import ChatFormat
 
 BATCH = 10_000  # rows of a Parquet row group
 HELD = 2**27  # characters of rows, about, that are held before they are written
 MEASURED = 10_000  # rows whose tokens are counted and first attempts graded; of more, those with the smallest ids
 
 FillAttempts = Callable[[list[Example]], list[Example]]  # examples with their missing original_answer filled
-
 
 READ = 3  # original answers of which `prepare` says what was read out of them
 
@@ -256,9 +243,6 @@ def _rewrite(path: Path, change: Callable[[list[Example]], list[Example]]) -> No
             changed = change([from_columns(row) for row in batch])
             writer.write_table(_table({name: [getattr(e, name) for e in changed] for name in Example._fields}))
     temporary.replace(path)
-
-
-# --- what is measured --------------------------------------------------------------------------------------------
 
 
 def _measured(out: Path, rows: int) -> list[Example]:

@@ -16,8 +16,19 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from scorefast.prompts import CORRECTION, RESERVED_OPTIONS
-from scorefast.untrusted import LARGEST_RECIPE, UserError, parse_yaml, read_text, shortened
+from scorefast.errors import UserError
+from scorefast.files.bounded import read_text
+from scorefast.files.bounded_yaml import LARGEST_RECIPE, parse_yaml
+from scorefast.files.text import shortened
+
+# The wording of the paper's mathematics prompt (arXiv 2409.12917, appendix), without its formatting demand.
+# It neither contains the answer nor says whether the first attempt was right.
+CORRECTION = (
+    "There might be an error in the solution above because of lack of understanding of the question. "
+    "Please correct the error, if any, and rewrite the solution."
+)
+# What the tokenizer itself passes to a template.
+RESERVED_OPTIONS = {"messages", "add_generation_prompt", "tools", "documents", "continue_final_message", "tokenize"}
 
 PACKAGE = Path(__file__).parent
 EMBEDDED_MODELS = {name: PACKAGE / "assets" / name for name in ("tiny-gemma2", "tiny-gemma2-products")}
@@ -28,12 +39,7 @@ MOST_QUESTIONS = 10**8  # of a stage; their order is drawn before it begins
 NonNegative = Annotated[float, Field(ge=0.0)]
 Tag = Annotated[str, Field(min_length=1, max_length=50)]
 
-
 GraderName = Literal["auto", "text", "numeric", "math", "exact", "choice", "contains"]
-
-
-class RunError(Exception):
-    """A run that cannot go on, whose last checkpoint stands: printed as one line, exit code 1."""
 
 
 class _Settings(BaseModel):
@@ -70,7 +76,7 @@ class Model(_Settings):
 
 
 class Prompt(_Settings):
-    """What is asked, and how the chat template is filled; see scorefast.prompts.ChatFormat."""
+    """What is asked, and how the chat template is filled; see scorefast.model.chat_format.ChatFormat."""
 
     correction: Annotated[str, Field(min_length=1)] = CORRECTION
     system: Annotated[str, Field(min_length=1)] | None = None

@@ -75,8 +75,8 @@ def recipe():
 
 @pytest.fixture(scope="session")
 def chat(recipe):
-    from scorefast.model import load_tokenizer
-    from scorefast.prompts import ChatFormat
+    from scorefast.model.chat_format import ChatFormat
+    from scorefast.model.tokenizer import load_tokenizer
 
     return ChatFormat(load_tokenizer("tiny-gemma2"), recipe.prompt.correction)
 

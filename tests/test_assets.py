@@ -13,8 +13,9 @@ import pytest
 from safetensors.torch import load_file
 
 from scorefast.assets import make_tiny_gemma2 as make
-from scorefast.data import load_dataset, split_of, split_position
-from scorefast.grading import grade
+from scorefast.data.load import load_dataset
+from scorefast.data.splits import split_of, split_position
+from scorefast.grading.grade import grade
 from scorefast.recipe import EMBEDDED_MODELS, Data, load_recipe
 from tests.conftest import REPOSITORY, SHIPPED, scorefast
 

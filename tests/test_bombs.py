@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scorefast.recipe import UserError
-from scorefast.sources import CHARACTERS, DEEPEST, BadRow, Row, read_chunks, read_rows
+from scorefast.data.rows import CHARACTERS, BadRow, Row
+from scorefast.data.sources import read_chunks, read_rows
+from scorefast.errors import UserError
+from scorefast.files.bounded import DEEPEST
 from tests.conftest import REPOSITORY
 
 SECONDS = 30  # on a busy machine; alone, 1 to 3
@@ -21,9 +23,10 @@ READ = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))
 from pathlib import Path
-from scorefast.grading import grade_lines
+from scorefast.grade import grade_lines
 from scorefast.prepare import prepare
-from scorefast.recipe import UserError, load_recipe
+from scorefast.errors import UserError
+from scorefast.recipe import load_recipe
 try:
     if sys.argv[1] == "grade":
         list(grade_lines(sys.argv[2], "auto"))

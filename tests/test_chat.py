@@ -102,7 +102,7 @@ def test_what_changed_is_shown_word_by_word():
 
 @pytest.fixture(scope="module")
 def policy(recipe):
-    from scorefast.model import load_policy
+    from scorefast.model.load import load_policy
 
     return load_policy(recipe)
 
@@ -163,7 +163,7 @@ def test_a_pipe_is_answered_line_by_line(tmp_path):
 
 
 def shown(act) -> str:
-    from scorefast.report import InertConsole
+    from scorefast.ui.console import InertConsole
 
     stream = io.StringIO()
     act(InertConsole(file=stream, force_terminal=True, color_system=None, width=400))
@@ -202,8 +202,8 @@ def test_a_saved_conversation_is_private_and_replaces_nothing(tmp_path):
 def test_every_string_on_a_console_is_text():
     """What the commands print is made of names that others gave: of files, columns, models, checkpoints."""
     from scorefast.chat import Speaker, _handle, changes
-    from scorefast.metrics import Result
-    from scorefast.report import results_table
+    from scorefast.stats import Result
+    from scorefast.ui.tables import results_table
 
     evil = "\x1b]0;title\x07\x1b[2J\u202e\udc80[bold]name[/bold]\r"
     inert = r"\x1b]0;title\x07\x1b[2J\x202e\xdc80[bold]name[/bold]\x0d"
@@ -231,6 +231,6 @@ def test_every_string_on_a_console_is_text():
 
 
 def test_control_sequences_of_a_model_reach_the_terminal_inert():
-    from scorefast.report import printable
+    from scorefast.files.text import printable
 
     assert printable("\x1b[31mred\x07\u202e 서울\n") == "\\x1b[31mred\\x07\\x202e 서울\n"

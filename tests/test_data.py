@@ -11,9 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scorefast.data import SPLITS, load_dataset, normalized, split_of, split_position
-from scorefast.duplicates import jaccard, near_duplicates, number_keys, shingles
-from scorefast.recipe import Data, UserError
+from scorefast.data.duplicates import jaccard, near_duplicates, number_keys, shingles
+from scorefast.data.example import SPLITS
+from scorefast.data.load import load_dataset
+from scorefast.data.splits import split_of, split_position
+from scorefast.errors import UserError
+from scorefast.files.text import normalized
+from scorefast.recipe import Data
 
 HEADER = "question,original_answer,correct_answer\n"
 

@@ -22,15 +22,18 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from scorefast.data import load_dataset
-from scorefast.durable import seal
+from scorefast.data.load import load_dataset
+from scorefast.errors import RunError, UserError
 from scorefast.export import CONVERTER, export_checkpoint, export_recipe, modelfile, ollama_template
-from scorefast.four_bit import nf4
-from scorefast.model import load_merged, load_policy, save_policy
-from scorefast.prompts import ChatFormat
-from scorefast.recipe import RunError, UserError, load_recipe, model_path
-from scorefast.runs import Checkpoint, open_checkpoint, start_run
-from scorefast.stages import StageRun, run_stage
+from scorefast.files.seal import seal
+from scorefast.model.chat_format import ChatFormat
+from scorefast.model.four_bit import nf4
+from scorefast.model.load import load_merged, load_policy
+from scorefast.model.policy import save_policy
+from scorefast.recipe import load_recipe, model_path
+from scorefast.runs.checkpoint import Checkpoint, open_checkpoint
+from scorefast.runs.folder import start_run
+from scorefast.train import StageRun, run_stage
 from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast
 from tests.test_families import SMOLLM2
 from tests.test_prompts import CHATML, CHATML_TOKENS, LLAMA3, LLAMA3_TOKENS, TOOL, byte_level

@@ -10,14 +10,18 @@ import transformers
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from scorefast import rollout
-from scorefast.data import load_dataset
-from scorefast.model import generate, load_policy
-from scorefast.objective import TurnCoefficients
-from scorefast.recipe import UserError, load_recipe, model_path
-from scorefast.runs import open_checkpoint, read_metrics
-from scorefast.stages import StageRun, check_lengths, check_stage, run_stage
-from scorefast.trainer import micro_batch_loss
+from scorefast.data.load import load_dataset
+from scorefast.errors import UserError
+from scorefast.model.generate import generate
+from scorefast.model.load import load_policy
+from scorefast.recipe import load_recipe, model_path
+from scorefast.rl.batch import collate
+from scorefast.rl.loss import micro_batch_loss
+from scorefast.rl.objective import TurnCoefficients
+from scorefast.rl.rollout import two_turn_rollout
+from scorefast.runs.checkpoint import open_checkpoint
+from scorefast.runs.log import read_metrics
+from scorefast.train import StageRun, check_lengths, check_stage, run_stage
 from tests.conftest import SHIPPED
 from tests.test_prompts import CHATML, CHATML_TOKENS, LLAMA3, LLAMA3_TOKENS, TOOL, byte_level
 
@@ -151,9 +155,9 @@ def test_the_loss_is_that_of_the_models_own_logits(family):
     torch.manual_seed(0)
     examples = load_dataset(str(SHIPPED), recipe.data).splits["train"][:4]
     sample = partial(generate, policy, max_new_tokens=10, temperature=1.0, batch_size=4)
-    trajectories = rollout.two_turn_rollout(sample, policy.chat, examples)
+    trajectories = two_turn_rollout(sample, policy.chat, examples)
     coefs = TurnCoefficients(torch.tensor([[0.5, -1.0]] * 4), torch.tensor([[0.3, 0.7]] * 4))
-    batch = rollout.collate(trajectories, coefs, policy.tokenizer.pad_token_id)
+    batch = collate(trajectories, coefs, policy.tokenizer.pad_token_id)
     loss, _, _ = micro_batch_loss(policy.model, policy, batch, recipe)
     adapted = [p for p in policy.model.parameters() if p.requires_grad]
     ours = torch.autograd.grad(loss, adapted)

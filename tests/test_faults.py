@@ -18,25 +18,21 @@ import torch
 from rich.console import Console
 from transformers import TrainerCallback
 
-from scorefast.data import load_dataset
-from scorefast.durable import damage, remove_folder, seal, write_file, written_whole
-from scorefast.model import load_policy
-from scorefast.monitor import signs, what_to_turn
-from scorefast.ownership import Owner
-from scorefast.recipe import RunError, load_recipe
-from scorefast.report import draw_learning_curve, print_signs
-from scorefast.runs import (
-    append_metrics,
-    find_last,
-    metrics_line,
-    open_checkpoint,
-    own_run,
-    read_metrics,
-    rotate,
-    start_run,
-)
-from scorefast.stages import StageRun
-from scorefast.trainer import ScoreTrainer
+from scorefast.data.load import load_dataset
+from scorefast.errors import RunError
+from scorefast.files.atomic import write_file
+from scorefast.files.seal import damage, remove_folder, seal, written_whole
+from scorefast.model.load import load_policy
+from scorefast.recipe import load_recipe
+from scorefast.rl.monitor import signs, what_to_turn
+from scorefast.rl.trainer import ScoreTrainer
+from scorefast.runs.checkpoint import find_last, open_checkpoint, rotate
+from scorefast.runs.folder import lock_run, start_run
+from scorefast.runs.log import append_metrics, metrics_line, read_metrics
+from scorefast.runs.owner import Owner
+from scorefast.train import StageRun
+from scorefast.ui.plots import draw_learning_curve
+from scorefast.ui.tables import print_signs
 from tests.conftest import REPOSITORY, SHIPPED, scorefast_here
 
 SMALL = ["stage1.questions_per_step=2", "stage1.samples_per_question=4", "eval.max_questions=6"]
@@ -245,23 +241,23 @@ def test_what_somebody_has_put_into_a_checkpoint_stays(tmp_path):
 
 
 def test_a_run_has_one_writer_at_a_time(tmp_path):
-    with own_run(tmp_path):
-        code = "import sys; from pathlib import Path; from scorefast.runs import own_run\n"
-        code += "with own_run(Path(sys.argv[1])): pass"
+    with lock_run(tmp_path):
+        code = "import sys; from pathlib import Path; from scorefast.runs import lock_run\n"
+        code += "with lock_run(Path(sys.argv[1])): pass"
         done = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False, cwd=REPOSITORY
         )
         assert "another scorefast is writing into this run" in done.stderr
-    with own_run(tmp_path):
+    with lock_run(tmp_path):
         pass  # let go when its owner is done
 
 
 def test_a_lock_that_was_removed_lets_nobody_in_and_is_taken_back(tmp_path):
     """One that another process has got hold of ends the run that lost it: no kernel can say whose the run is then."""
     lock = tmp_path / ".lock"
-    try_it = "import sys; from pathlib import Path; from scorefast.runs import own_run\n"
-    try_it += "with own_run(Path(sys.argv[1])): pass"
-    with own_run(tmp_path) as owner:
+    try_it = "import sys; from pathlib import Path; from scorefast.runs import lock_run\n"
+    try_it += "with lock_run(Path(sys.argv[1])): pass"
+    with lock_run(tmp_path) as owner:
         for replace in (lock.unlink, lambda: (lock.unlink(), lock.touch()), lambda: (lock.unlink(), lock.mkdir())):
             replace()
             done = subprocess.run([sys.executable, "-c", try_it, tmp_path], capture_output=True, text=True, check=False)
@@ -344,7 +340,7 @@ def test_a_second_command_into_a_running_run_is_refused(tmp_path):
     recipe = load_recipe("tiny-cpu")
     (tmp_path / "run").mkdir()
     start_run(tmp_path / "run", recipe, {})
-    with own_run(tmp_path / "run"):
+    with lock_run(tmp_path / "run"):
         for extra, said in (([], "already holds files"), (["--resume"], "another scorefast is writing into this run")):
             done = scorefast_here("stage1", "--data", SHIPPED, "--out", "run", *extra, cwd=tmp_path)
             assert done.returncode == 2

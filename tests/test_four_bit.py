@@ -10,9 +10,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
-from scorefast import four_bit
-from scorefast.model import _require_trained_as_sampled, generate, last_hidden, load_policy
-from scorefast.recipe import UserError, load_recipe, model_path
+from scorefast.errors import UserError
+from scorefast.model import four_bit
+from scorefast.model.checks import require_trained_as_sampled
+from scorefast.model.generate import generate
+from scorefast.model.load import load_policy
+from scorefast.model.policy import last_hidden
+from scorefast.recipe import load_recipe, model_path
 from tests.conftest import NO_NETWORK, QUICK, REPOSITORY, SHIPPED, scorefast
 
 modules = pytest.importorskip("bitsandbytes.nn.modules", reason="bitsandbytes is not installed")
@@ -84,13 +88,13 @@ def test_whatever_the_processor_the_gradient_is_that_of_dequantised_weights(widt
 def test_a_layer_that_keeps_the_gradient_from_its_input_is_refused(projection):
     """As the packed one does. In the topmost decoder layer alone; what is below still learns through residuals."""
     policy = load_policy(four_bit_recipe(), trainable=True)
-    _require_trained_as_sampled(policy)
+    require_trained_as_sampled(policy)
     names = {id(module): name for name, module in policy.model.named_modules()}
     *_, layer = (layer for parent, _, layer in four_bit.layers(policy.model) if projection in names[id(parent)])
     layer.register_forward_hook(lambda module, given, out: out.detach())
     training = [module.training for module in policy.model.modules()]
     with pytest.raises(UserError, match=r"its 4-bit layers give a wrong gradient here \(\S+lora_B\S+: .*should be"):
-        _require_trained_as_sampled(policy)
+        require_trained_as_sampled(policy)
     assert [module.training for module in policy.model.modules()] == training
 
 
@@ -109,7 +113,7 @@ def test_a_model_that_samples_from_another_distribution_than_it_trains_on_is_ref
     norm = policy.model.get_base_model().model.norm
     norm.register_forward_hook(lambda module, given, out: out.flip(-1) if out.shape[1] == 1 else out)
     with pytest.raises(UserError, match=r"gemma2: samples from another distribution than it trains on \(KL [\d.e+]+\)"):
-        _require_trained_as_sampled(policy)
+        require_trained_as_sampled(policy)
 
 
 def test_a_checkpoint_says_the_same_before_a_generation_and_after(odd_width):

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 
 from benchmarks.fuzz import CORPUS, TARGETS, TooSlow, bounded, check
 from benchmarks.fuzz_inputs import inputs
-from scorefast.recipe import UserError
+from scorefast.errors import UserError
 
 EXAMPLES = {"recipe": 200, "set": 200, "source": 150, "answer": 200, "math": 5, "checkpoint": 20, "model": 20}
 EXAMPLES |= {"parquet": 150, "prepared": 150, "run": 4, "chat": 10, "tokenizer": 10, "generation": 15}

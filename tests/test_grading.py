@@ -13,12 +13,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from scorefast import formulas
-from scorefast.grading import GRADERS, auto_grader, grade, unusable_reference, without_question
-from scorefast.math_worker import MathWorker
-from scorefast.numbers import parse_number
-from scorefast.stated import final_number
-from scorefast.thoughts import THOUGHTS, split_thoughts, without_thoughts
+from scorefast.grading import formulas
+from scorefast.grading.grade import GRADERS, auto_grader, grade, unusable_reference, without_question
+from scorefast.grading.math_worker import MathWorker
+from scorefast.grading.numbers import parse_number
+from scorefast.grading.stated import final_number
+from scorefast.grading.thoughts import THOUGHTS, split_thoughts, without_thoughts
 from tests.conftest import REPOSITORY, scorefast
 
 GSM8K = REPOSITORY.parent / "shared" / "data" / "gsm8k"

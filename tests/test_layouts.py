@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scorefast.data import SPLITS, Example, load_dataset, read_questions
-from scorefast.presets import PRESETS, parse_rows, plain_name, question_of
-from scorefast.recipe import Data, UserError
-from scorefast.sources import Rows
+from scorefast.data.columns import PRESETS, parse_rows, plain_name, question_of
+from scorefast.data.example import SPLITS, Example
+from scorefast.data.load import load_dataset, read_questions
+from scorefast.data.rows import Rows
+from scorefast.errors import UserError
+from scorefast.recipe import Data
 from tests.conftest import REPOSITORY, SHIPPED
 
 with SHIPPED.open(encoding="utf-8", newline="") as _file:

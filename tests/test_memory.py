@@ -12,12 +12,12 @@ import torch
 from rich.console import Console
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from scorefast.data import load_dataset
-from scorefast.memory import _frozen_bytes, _rollout_bytes, _update_bytes, plan_memory
-from scorefast.model import load_policy, shape_of_policy
+from scorefast.data.load import load_dataset
+from scorefast.model.load import load_policy, shape_of_policy
+from scorefast.model.memory import _frozen_bytes, _rollout_bytes, _update_bytes, plan_memory
 from scorefast.recipe import load_recipe
-from scorefast.report import print_memory
-from scorefast.stages import longest_sequence, plan_stage
+from scorefast.train import longest_sequence, plan_stage
+from scorefast.ui.tables import print_memory
 from tests.conftest import NO_NETWORK, REPOSITORY, SHIPPED
 
 TINY = ["model.max_seq_length=512", "rollout.max_new_tokens=40"]

@@ -7,10 +7,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from scorefast.data import Example
-from scorefast.grading import Grade
-from scorefast.metrics import Graded, mcnemar_exact, paired_bootstrap, summarize, wilson
-from scorefast.rollout import Attempt, Trajectory
+from scorefast.data.example import Example
+from scorefast.grading.answer import Grade
+from scorefast.rl.trajectory import Attempt, Trajectory
+from scorefast.stats import Graded, mcnemar_exact, paired_bootstrap, summarize, wilson
 
 
 def graded(pairs: list[tuple[bool, bool]], prefix: str = "q") -> list[Graded]:

@@ -8,12 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scorefast import rollout
-from scorefast.data import load_dataset
-from scorefast.model import _require_plain_head, generate, load_policy, resolve_backend
-from scorefast.objective import TurnCoefficients
-from scorefast.recipe import Model, UserError
-from scorefast.trainer import micro_batch_loss
+from scorefast.data.load import load_dataset
+from scorefast.errors import UserError
+from scorefast.model.backends import resolve_backend
+from scorefast.model.checks import require_plain_head
+from scorefast.model.generate import generate
+from scorefast.model.load import load_policy
+from scorefast.recipe import Model
+from scorefast.rl.batch import collate
+from scorefast.rl.loss import micro_batch_loss
+from scorefast.rl.objective import TurnCoefficients
+from scorefast.rl.rollout import supervised_trajectories
+from scorefast.rl.trajectory import data_attempt
 from tests.conftest import SHIPPED
 
 
@@ -78,7 +84,7 @@ def test_training_may_take_other_kernels_and_must_be_the_same_function(recipe):
     def in_training(change):
         hook = norm.register_forward_hook(lambda module, _, out: change(out) if module.training else out)
         try:
-            _require_plain_head(policy)
+            require_plain_head(policy)
         finally:
             hook.remove()
 
@@ -142,10 +148,10 @@ def test_what_a_backends_generate_turns_is_turned_back(recipe, training):
 def test_a_sequence_beyond_the_limit_is_an_error_and_not_cut(recipe):
     policy = load_policy(recipe, trainable=True)
     examples = load_dataset(str(SHIPPED), recipe.data).splits["train"][:2]
-    first = [rollout.data_attempt(policy.chat, e.original_answer) for e in examples]
-    trajectories = rollout.supervised_trajectories(policy.chat, examples, first)
+    first = [data_attempt(policy.chat, e.original_answer) for e in examples]
+    trajectories = supervised_trajectories(policy.chat, examples, first)
     coefs = TurnCoefficients(torch.ones(2, 2), torch.ones(2, 2))
-    batch = rollout.collate(trajectories, coefs, policy.tokenizer.pad_token_id)
+    batch = collate(trajectories, coefs, policy.tokenizer.pad_token_id)
     length = batch["input_ids"].shape[1]
     short = recipe.model_copy(update={"model": recipe.model.model_copy(update={"max_seq_length": length - 1})})
     micro_batch_loss(policy.model, policy, batch, recipe)
@@ -157,10 +163,10 @@ def test_training_pads_right_and_generation_left(recipe):
     """The batch that Unsloth's training pass gets may lose its attention mask: only right padding survives that."""
     policy = load_policy(recipe, trainable=True)
     examples = load_dataset(str(SHIPPED), recipe.data).splits["train"][:6]
-    first = [rollout.data_attempt(policy.chat, e.original_answer[: 4 * i + 2]) for i, e in enumerate(examples)]
-    trajectories = rollout.supervised_trajectories(policy.chat, examples, first)
+    first = [data_attempt(policy.chat, e.original_answer[: 4 * i + 2]) for i, e in enumerate(examples)]
+    trajectories = supervised_trajectories(policy.chat, examples, first)
     coefs = TurnCoefficients(torch.ones(6, 2), torch.ones(6, 2))
-    batch = rollout.collate(trajectories, coefs, policy.tokenizer.pad_token_id)
+    batch = collate(trajectories, coefs, policy.tokenizer.pad_token_id)
     assert len(set(batch["attention_mask"].sum(1).tolist())) > 2
     assert (batch["attention_mask"].diff(dim=1) <= 0).all(), "ones, then zeros"
     loss, _, _ = micro_batch_loss(policy.model, policy, batch, recipe)

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from scorefast.durable import seal
+from scorefast.files.seal import seal
 from tests.conftest import QUICK, SHIPPED, scorefast
 
 

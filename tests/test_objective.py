@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scorefast.grading import Grade
-from scorefast.objective import coefficients, leave_one_out_advantage, turn_rewards
+from scorefast.grading.answer import Grade
 from scorefast.recipe import OriginReward, Stage1, Stage2
-from scorefast.reward import origin_shaped, paper_shaped
+from scorefast.rl.objective import coefficients, leave_one_out_advantage, origin_shaped, paper_shaped, turn_rewards
 
 RIGHT, NEAR, FAR = Grade(True, 1.0), Grade(False, 0.9), Grade(False, 0.1)
 

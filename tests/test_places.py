@@ -7,9 +7,10 @@ import shutil
 
 import pytest
 
-from scorefast.recipe import EMBEDDED_MODELS, Recipe, UserError
-from scorefast.runs import find_base
-from scorefast.settings import where_the_model_is
+from scorefast.errors import UserError
+from scorefast.recipe import EMBEDDED_MODELS, Recipe
+from scorefast.runs.checkpoint import find_base
+from scorefast.runs.recipes import where_the_model_is
 from tests.conftest import QUICK, SHIPPED, scorefast, scorefast_here
 
 MINE = ["--set", "model.name=models/mine"]

@@ -12,11 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from scorefast import plain_model
-from scorefast.four_bit import keep_unpacked, nf4
-from scorefast.model import generate, load_policy, save_policy
-from scorefast.plain_model import built_of_shapes, require_finite, require_plain_types
-from scorefast.recipe import EMBEDDED_MODELS, UserError, load_recipe
+from scorefast.errors import UserError
+from scorefast.model import plain_model
+from scorefast.model.four_bit import keep_unpacked, nf4
+from scorefast.model.generate import generate
+from scorefast.model.load import load_policy
+from scorefast.model.plain_model import built_of_shapes, require_finite, require_plain_types
+from scorefast.model.policy import save_policy
+from scorefast.recipe import EMBEDDED_MODELS, load_recipe
 from tests.conftest import SHIPPED, scorefast, scorefast_here
 
 TINY = EMBEDDED_MODELS["tiny-gemma2"]

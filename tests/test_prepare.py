@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scorefast.data import SPLITS, load_dataset, read_questions
-from scorefast.durable import file_sha256
-from scorefast.metrics import wilson
+from scorefast.data.example import SPLITS
+from scorefast.data.load import load_dataset, read_questions
+from scorefast.errors import UserError
+from scorefast.files.atomic import file_sha256
 from scorefast.prepare import prepare
-from scorefast.recipe import Data, UserError, load_recipe
-from scorefast.report import write_data_report
+from scorefast.recipe import Data, load_recipe
+from scorefast.stats import wilson
+from scorefast.ui.data_report import write_data_report
 from tests.conftest import REPOSITORY, SHIPPED, scorefast, scorefast_here
 
 GSM8K = REPOSITORY.parent / "shared" / "data" / "gsm8k"

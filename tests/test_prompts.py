@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from scorefast.data import load_dataset
-from scorefast.prompts import CORRECTION, ChatFormat
-from scorefast.recipe import Data
-from scorefast.rollout import data_attempt, supervised_trajectories
+from scorefast.data.load import load_dataset
+from scorefast.model.chat_format import ChatFormat
+from scorefast.recipe import CORRECTION, Data
+from scorefast.rl.rollout import supervised_trajectories
+from scorefast.rl.trajectory import data_attempt
 from tests.conftest import SHIPPED
 
 QUESTION, ANSWER = "What is 123 + 456?", "The answer is 579"

@@ -9,15 +9,8 @@ from itertools import pairwise
 import pytest
 from pydantic import BaseModel
 
-from scorefast.recipe import (
-    Recipe,
-    UserError,
-    dump_recipe,
-    known_keys,
-    load_recipe,
-    recipe_folder,
-    shipped_recipes,
-)
+from scorefast.errors import UserError
+from scorefast.recipe import Recipe, dump_recipe, known_keys, load_recipe, recipe_folder, shipped_recipes
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

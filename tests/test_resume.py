@@ -16,11 +16,15 @@ import torch
 from rich.console import Console
 
 from benchmarks import faults
-from scorefast.data import content_sha256, load_dataset
-from scorefast.durable import damage, seal
-from scorefast.recipe import UserError, dump_recipe, load_recipe
-from scorefast.runs import changes_allowed, find_last, has_begun, metrics_line, read_metrics, start_run
-from scorefast.stages import StageRun, run_stage
+from scorefast.data.load import content_sha256, load_dataset
+from scorefast.errors import UserError
+from scorefast.files.seal import damage, seal
+from scorefast.recipe import dump_recipe, load_recipe
+from scorefast.runs.checkpoint import find_last
+from scorefast.runs.folder import has_begun, start_run
+from scorefast.runs.log import metrics_line, read_metrics
+from scorefast.runs.resume import changes_allowed
+from scorefast.train import StageRun, run_stage
 from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast_here
 from tests.test_faults import begun
 
@@ -148,7 +152,7 @@ def test_a_prolonged_run_is_prolonged_for_good(finished):
 
 
 def test_a_changed_recipe_unseals_the_result_it_does_not_belong_to(finished):
-    from scorefast.runs import change_recipe
+    from scorefast.runs.resume import change_recipe
 
     began = load_recipe(str(finished / "recipe.yaml"))
     change_recipe(finished, began)

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from scorefast.data import Example, load_dataset
-from scorefast.recipe import Data, UserError, load_recipe
-from scorefast.reward import correctness_reward, grade_example, load_reward, rewards_of, try_reward
-from scorefast.settings import data_flags
+from scorefast.data.example import Example
+from scorefast.data.load import load_dataset
+from scorefast.errors import UserError
+from scorefast.grading.function import load_reward, rewards_of, try_reward
+from scorefast.grading.reward import correctness_reward, grade_example
+from scorefast.recipe import Data, load_recipe
+from scorefast.runs.recipes import data_flags
 from tests.conftest import QUICK, SHIPPED, scorefast
 
 ROWS = [Example(f"id{i}", f"What is {i} + 1?", str(i), str(i + 1), extra={"level": i}) for i in range(4)]
@@ -260,8 +263,10 @@ def test_a_stage_stops_on_a_function_that_fails_and_names_the_row(tmp_path):
 
 
 def test_the_origins_shaping_compares_grades_and_takes_no_function():
-    from scorefast.stages import check_stage
+    from scorefast.train import check_stage
 
-    recipe = load_recipe("tiny-cpu", ["reward.function=scorefast.reward:correctness_reward", "stage2.shaping=origin"])
+    recipe = load_recipe(
+        "tiny-cpu", ["reward.function=scorefast.grading.reward:correctness_reward", "stage2.shaping=origin"]
+    )
     with pytest.raises(UserError, match=r"stage2\.shaping=paper"):
         check_stage("stage2", recipe, load_dataset(str(SHIPPED), recipe.data))

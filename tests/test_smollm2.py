@@ -11,8 +11,8 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks import smollm2
-from scorefast.data import split_of
-from scorefast.prompts import ChatFormat
+from scorefast.data.splits import split_of
+from scorefast.model.chat_format import ChatFormat
 from scorefast.recipe import load_recipe
 from tests.conftest import REPOSITORY
 

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorefast.recipe import UserError
-from scorefast.sources import BadRow, Row, read_chunks, read_rows, source_files
+from scorefast.data.rows import BadRow, Row
+from scorefast.data.sources import read_chunks, read_rows, source_files
+from scorefast.errors import UserError
 
 HEADER = b"question,original_answer,correct_answer\n"
 ROWS = [

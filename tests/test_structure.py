@@ -1,50 +1,27 @@
-"""Imports point one way, and the light modules stay light."""
+"""Imports point one way, package by package, and the light ones stay light."""
 
 from __future__ import annotations
 
 import ast
 import re
 import sys
+import tomllib
+from functools import cache
 
 import pytest
 
 from tests.conftest import REPOSITORY
 
-# Each module may import those before it (and kernels) only.
-ORDER = [
-    "untrusted",
-    "tokenizer_trial",
-    "surroundings",
-    "durable",
-    "thoughts",
-    "prompts",
-    "recipe",
-    "ownership",
-    "sources",
-    "duplicates",
-    "presets",
-    "data",
-    "numbers",
-    "answers",
-    "stated",
-    "vocabulary",
-    "words",
-    "statements",
-    "keys",
-    "texts",
-    "math_worker",
-    "formulas",
-    "letters",
-    "grading",
-    "reward",
-    "metrics",
-    "monitor",
-    "runs",
-]
-ORDER += ["settings", "report", "prepare", "kernels", "objective", "rollout", "four_bit", "plain_model", "model"]
-ORDER += ["memory", "evaluate", "schedule", "optimizers", "trainer", "stages", "chat", "export", "cli"]
-LIGHT = {*ORDER[: ORDER.index("kernels")], "cli"}
+# A package, or a module of the top level, imports only those that stand before it.
+ORDER = ["errors", "files", "recipe", "data", "grading", "stats", "runs", "kernels", "model", "rl", "ui"]
+ORDER += ["prepare", "grade", "probe", "evaluate", "train", "chat", "export", "cli"]
+LIGHT = ["errors", "files", "recipe", "data", "grading", "stats", "runs", "ui", "prepare", "grade", "cli"]
+MOST_FLOORS = 11
 PACKAGE = REPOSITORY / "scorefast"
+FILES = {
+    ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): file
+    for file in sorted(PACKAGE.rglob("*.py"))
+}
 
 
 def imports(tree: ast.AST, everywhere: bool) -> set[str]:
@@ -59,19 +36,45 @@ def imports(tree: ast.AST, everywhere: bool) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_a_module_imports_only_what_stands_before_it(name):
-    files = [PACKAGE / f"{name}.py"] if (PACKAGE / f"{name}.py").exists() else list((PACKAGE / name).glob("*.py"))
-    for file in files:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        used = {m.split(".")[1] for m in imports(tree, everywhere=False) if m.startswith("scorefast.")}
-        allowed = set(ORDER[: ORDER.index(name)]) | {name, "__version__"}
-        assert used <= allowed, f"{file.name} imports {used - allowed}"
+@cache
+def own_imports(name: str) -> frozenset[str]:
+    """The modules of scorefast that a module imports as it is imported itself."""
+    used = set()
+    for node in ast.parse(FILES[name].read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("scorefast"):
+            for path in (f"{node.module}.{alias.name}".removeprefix("scorefast.") for alias in node.names):
+                used.add(path if path in FILES else path.rpartition(".")[0])
+    return frozenset(used - {name, ""})
 
 
-@pytest.mark.parametrize("name", sorted(LIGHT))
+@cache
+def floor(name: str, above: tuple[str, ...] = ()) -> int:
+    assert name not in above, f"a circle: {' -> '.join([*above[above.index(name) :], name])}"
+    return 1 + max((floor(other, (*above, name)) for other in own_imports(name)), default=0)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_module_imports_only_packages_that_stand_before_its_own(name):
+    top = name.split(".")[0]
+    if top in ("__init__", "__main__", "assets"):
+        return
+    allowed = {*ORDER[: ORDER.index(top) + 1]}
+    assert {other.split(".")[0] for other in own_imports(name)} <= allowed
+
+
+def test_there_is_no_circle_and_the_house_has_few_floors():
+    assert max(floor(name) for name in FILES) <= MOST_FLOORS
+
+
+def test_every_package_is_installed():
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {f"scorefast.{path.parent.name}" for path in PACKAGE.glob("*/*.py")}
+    assert {*settings["packages"]} == {"scorefast", "scorefast.recipes", *folders}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.split(".")[0] in LIGHT])
 def test_light_modules_import_no_torch(name):
-    tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
     top = {m.split(".")[0] for m in imports(tree, everywhere=False)}
     assert not top & {"torch", "transformers", "peft", "datasets", "unsloth"}
 
@@ -83,10 +86,27 @@ def test_kernels_stand_on_torch_and_triton_alone():
 
 
 def test_one_module_each_knows_the_backends():
-    homes = {"model.py": {"unsloth", "peft"}, "four_bit.py": {"bitsandbytes"}}
-    for file in PACKAGE.rglob("*.py"):
+    homes = {"model.backends": {"unsloth"}, "model.adapters": {"unsloth", "peft"}, "model.four_bit": {"bitsandbytes"}}
+    for name, file in FILES.items():
         used = {m.split(".")[0] for m in imports(ast.parse(file.read_text(encoding="utf-8")), everywhere=True)}
-        assert used & {"unsloth", "peft", "bitsandbytes"} <= homes.get(file.name, set()), file.name
+        assert used & {"unsloth", "peft", "bitsandbytes"} <= homes.get(name, set()), name
+
+
+def longest(kind: type[ast.AST] | tuple[type[ast.AST], ...]) -> dict[str, int]:
+    """Lines of each function or class of the package, by where it stands."""
+    return {
+        f"{name}.{node.name}": node.end_lineno - node.lineno + 1  # type: ignore[attr-defined]
+        for name, file in FILES.items()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, kind)
+    }
+
+
+def test_no_module_function_or_class_is_long():
+    modules = {name: len(file.read_text(encoding="utf-8").splitlines()) for name, file in FILES.items()}
+    functions = longest((ast.FunctionDef, ast.AsyncFunctionDef))
+    for sizes, most in ((modules, 450), (functions, 60), (longest(ast.ClassDef), 200)):
+        assert {name: size for name, size in sizes.items() if size > most} == {}
 
 
 def test_the_tests_that_the_security_page_names_are_there():

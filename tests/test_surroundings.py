@@ -10,9 +10,10 @@ import sys
 
 import pytest
 
-from scorefast import surroundings
-from scorefast.recipe import UserError
-from scorefast.sources import line_text
+from scorefast.errors import UserError
+from scorefast.files.lines import line_text
+from scorefast.runs.processes import TORCHRUN, place
+from scorefast.ui.streams import ESCAPED
 from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast_here
 
 ENCODINGS = ["cp1252", "ascii", "cp949", "latin-1", "utf-16", "cp437:strict"]
@@ -111,7 +112,7 @@ def test_what_cannot_be_read_is_replaced():
 
 
 def test_what_a_stream_lacks_is_escaped_as_in_json():
-    stream = io.TextIOWrapper(io.BytesIO(), "cp949", errors=surroundings.ESCAPED)
+    stream = io.TextIOWrapper(io.BytesIO(), "cp949", errors=ESCAPED)
     stream.write(json.dumps({"a": TEXT}, ensure_ascii=False))
     stream.flush()
     written = stream.buffer.getvalue().decode("cp949")
@@ -120,12 +121,12 @@ def test_what_a_stream_lacks_is_escaped_as_in_json():
 
 
 def test_empty_variables_of_torchrun_are_as_if_unset(tmp_path, monkeypatch):
-    for name in (*surroundings.TORCHRUN, "PMI_SIZE", "ACCELERATE_MIXED_PRECISION"):
+    for name in (*TORCHRUN, "PMI_SIZE", "ACCELERATE_MIXED_PRECISION"):
         monkeypatch.setenv(name, "")
     done = scorefast_here("stage1", "--data", SHIPPED, "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert not os.environ.keys() & set(surroundings.TORCHRUN), "libraries read them too"
-    assert surroundings.place() == (0, 1)
+    assert not os.environ.keys() & set(TORCHRUN), "libraries read them too"
+    assert place() == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_odd_variables_of_torchrun_are_one_line(tmp_path, monkeypatch, given, me
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="unset"):
-        surroundings.place()
+        place()
     for command in (["stage1", "--data", SHIPPED], ["grade", "-"]):
         done = scorefast_here(*command, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
@@ -158,4 +159,4 @@ def test_odd_variables_of_torchrun_are_one_line(tmp_path, monkeypatch, given, me
 def test_a_place_among_processes(monkeypatch):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    assert surroundings.place() == (1, 2)
+    assert place() == (1, 2)

@@ -17,14 +17,19 @@ from transformers import AutoTokenizer
 from benchmarks import templates
 from benchmarks.templates import CHATML, FAMILIES, ML_HEAD, NAMES, SPOKEN, THINK, byte_level, chatml, verdict
 from scorefast.chat import TextChunks
-from scorefast.data import Example
-from scorefast.model import chat_format, generate, load_policy
-from scorefast.objective import TurnCoefficients
-from scorefast.prompts import CORRECTION, ChatFormat
-from scorefast.recipe import UserError, load_recipe, model_path
-from scorefast.rollout import attempt, collate, data_attempt, supervised_trajectories
-from scorefast.thoughts import split_thoughts
-from scorefast.trainer import micro_batch_loss
+from scorefast.data.example import Example
+from scorefast.errors import UserError
+from scorefast.grading.thoughts import split_thoughts
+from scorefast.model.chat_format import ChatFormat
+from scorefast.model.generate import generate
+from scorefast.model.load import load_policy
+from scorefast.model.tokenizer import chat_format
+from scorefast.recipe import CORRECTION, load_recipe, model_path
+from scorefast.rl.batch import collate
+from scorefast.rl.loss import micro_batch_loss
+from scorefast.rl.objective import TurnCoefficients
+from scorefast.rl.rollout import supervised_trajectories
+from scorefast.rl.trajectory import attempt, data_attempt
 from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast
 
 CASES = REPOSITORY.parent / "shared" / "cases" / "templates.py"

@@ -15,17 +15,18 @@ from typer import rich_utils
 
 from scorefast import cli
 from scorefast.recipe import load_recipe
-from scorefast.surroundings import settle_in
+from scorefast.ui.streams import settle_in
 from tests.conftest import REPOSITORY, scorefast_here
 
 HOSTILE = "\\x1b]0;evil\\x07\\x1b[8m\\x9b2J\\r\\u202e\\nscorefast: fake"
 SAID = f"""
 import logging, sys, threading, time, warnings
-from scorefast.surroundings import settle_in, terminal
+from scorefast.ui.streams import settle_in, terminal
 settle_in()
 from rich.text import Text
 from rich.table import Table
-from scorefast.report import InertConsole, counting
+from scorefast.ui.console import InertConsole
+from scorefast.ui.progress import counting
 hostile = "{HOSTILE}"
 console = InertConsole(file=terminal())
 console.print("red", style="red")

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scorefast.grading import grade
-from scorefast.statements import clauses, commitment, sentences
-from scorefast.texts import grade_text
-from scorefast.words import normal, words
+from scorefast.grading.grade import grade
+from scorefast.grading.statements import clauses, commitment, sentences
+from scorefast.grading.texts import grade_text
+from scorefast.grading.words import normal, words
 from tests.conftest import REPOSITORY
 from tests.text_attacks import attacks, type_of
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from scorefast.model import load_tokenizer
-from scorefast.recipe import EMBEDDED_MODELS, UserError
-from scorefast.tokenizer_trial import require_plain_pattern, require_sound_tokenizer
+from scorefast.errors import UserError
+from scorefast.model.tokenizer import load_tokenizer
+from scorefast.model.tokenizer_trial import require_plain_pattern, require_sound_tokenizer
+from scorefast.recipe import EMBEDDED_MODELS
 from tests.conftest import scorefast
 from tests.test_prompts import CHATML, CHATML_TOKENS, TOOL, byte_level
 

@@ -12,15 +12,25 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from scorefast import evaluate, report, rollout
-from scorefast.data import Data, load_dataset
+from scorefast import evaluate as evaluate_module
+from scorefast.data.load import load_dataset
+from scorefast.evaluate import _evaluate_one
 from scorefast.kernels.reference import log_softmax_head
-from scorefast.model import generate, last_hidden, load_policy
-from scorefast.objective import TurnCoefficients, coefficients
-from scorefast.recipe import Stage2, load_recipe
-from scorefast.schedule import Slots, micro_batch_size
-from scorefast.stages import ProgressLine
-from scorefast.trainer import CLOCK, ScoreTrainer, micro_batch_loss
+from scorefast.model.generate import generate
+from scorefast.model.load import load_policy
+from scorefast.model.policy import last_hidden
+from scorefast.recipe import Data, Stage2, load_recipe
+from scorefast.rl.batch import collate
+from scorefast.rl.loss import micro_batch_loss
+from scorefast.rl.objective import TurnCoefficients, coefficients
+from scorefast.rl.rollout import supervised_trajectories, two_turn_rollout
+from scorefast.rl.schedule import QuestionOrder, micro_batch_size
+from scorefast.rl.trainer import TIMING_METRICS, ScoreTrainer
+from scorefast.rl.trajectory import data_attempt
+from scorefast.ui import progress as progress_of_ui
+from scorefast.ui.console import InertConsole
+from scorefast.ui.progress import counting
+from scorefast.ui.training import ProgressLine
 from tests.conftest import SHIPPED, scorefast_here
 
 
@@ -44,7 +54,7 @@ def examples():
 def sampled(policy, examples):
     torch.manual_seed(0)
     sample = partial(generate, policy, max_new_tokens=40, temperature=1.0, batch_size=8)
-    return rollout.two_turn_rollout(sample, policy.chat, examples[:12])
+    return two_turn_rollout(sample, policy.chat, examples[:12])
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +73,7 @@ def loss_and_gradient(policy, batches, recipe):
 
 
 def cut(trajectories, coefs, size, pad):
-    return [
-        rollout.collate(trajectories[i : i + size], coefs[i : i + size], pad) for i in range(0, len(trajectories), size)
-    ]
+    return [collate(trajectories[i : i + size], coefs[i : i + size], pad) for i in range(0, len(trajectories), size)]
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
@@ -80,7 +88,7 @@ def test_loss_and_gradient_do_not_depend_on_order_or_padding(policy, recipe, sam
     whole = loss_and_gradient(policy, cut(sampled, coefs, 12, 0), recipe)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
     shuffled = [sampled[i] for i in order]
-    batch = rollout.collate(shuffled, TurnCoefficients(coefs.pg[order], coefs.kl[order]), 0)
+    batch = collate(shuffled, TurnCoefficients(coefs.pg[order], coefs.kl[order]), 0)
     padded = {name: torch.nn.functional.pad(tensor, (0, 9)) for name, tensor in batch.items()}
     padded["input_ids"][:, -9:] = 17  # padding may be any token: nothing may look at it
     other = loss_and_gradient(policy, [padded], recipe)
@@ -105,7 +113,7 @@ def test_the_step_is_divided_once_by_its_trajectories(recipe, examples, tmp_path
 
 
 def test_trained_tokens_are_the_sampled_ones_and_nothing_else(policy, sampled, coefs):
-    batch = rollout.collate(sampled, coefs, policy.tokenizer.pad_token_id)
+    batch = collate(sampled, coefs, policy.tokenizer.pad_token_id)
     for row, t in enumerate(sampled):
         for which, attempt in ((1, t.first), (2, t.second)):
             assert batch["input_ids"][row][batch["turn"][row] == which].tolist() == attempt.ids
@@ -119,14 +127,14 @@ def test_trained_tokens_are_the_sampled_ones_and_nothing_else(policy, sampled, c
 
 def test_reference_is_the_base_model_and_kl_starts_at_zero(recipe, sampled, coefs):
     fresh = load_policy(recipe, trainable=True)
-    batch = rollout.collate(sampled, coefs, 0)
+    batch = collate(sampled, coefs, 0)
     _, stats, _ = micro_batch_loss(fresh.model, fresh, batch, recipe)
     assert stats.kl.abs().max() < 1e-6
     torch.testing.assert_close(stats.logp, stats.ref_logp)
 
 
 def test_kl_is_to_the_reference_not_to_itself(policy, recipe, sampled, coefs):
-    batch = rollout.collate(sampled, coefs, 0)
+    batch = collate(sampled, coefs, 0)
     _, stats, turn = micro_batch_loss(policy.model, policy, batch, recipe)
     assert stats.kl[turn == 1].mean() > 1e-3
     base = load_policy(recipe).model
@@ -138,7 +146,7 @@ def test_kl_is_to_the_reference_not_to_itself(policy, recipe, sampled, coefs):
 
 def test_hidden_states_through_the_head_are_the_models_own_logits(policy, sampled, coefs):
     """Final-logit soft cap included: leaving it out is a known fault of custom log-prob paths."""
-    batch = rollout.collate(sampled, coefs, 0)
+    batch = collate(sampled, coefs, 0)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     with torch.no_grad():
         hidden = last_hidden(policy.model, ids, mask)[mask.bool()]
@@ -181,7 +189,7 @@ def test_left_padding_in_a_batch_does_not_change_greedy_replies(policy, examples
 def test_a_cut_attempt_is_marked_and_graded_as_it_stands(recipe, examples):
     policy = load_policy(recipe)
     short = partial(generate, policy, max_new_tokens=4, temperature=0.0, batch_size=8)
-    for t in rollout.two_turn_rollout(short, policy.chat, examples[:4]):
+    for t in two_turn_rollout(short, policy.chat, examples[:4]):
         assert t.first.truncated
         assert len(t.first.ids) == 4
         assert t.first.text.startswith("The answer")
@@ -197,13 +205,13 @@ def test_attention_soft_cap_is_applied(policy):
 
 def test_the_order_of_questions_is_a_function_of_the_seed_alone():
     stage = Stage2(max_steps=10, questions_per_step=3, samples_per_question=4)
-    slots = Slots(7, stage, 4, seed=5)
+    slots = QuestionOrder(7, stage, 4, seed=5)
     assert len(slots) == 10 * 3 * 4
     assert [slots[i] for i in range(len(slots))] == [slots.order[i // 4] for i in range(len(slots))]
     assert sorted(slots.order[:7]) == sorted(slots.order[7:14]) == list(range(7)), "every pass sees every question"
-    longer = Slots(7, stage.model_copy(update={"max_steps": 20}), 4, seed=5)
+    longer = QuestionOrder(7, stage.model_copy(update={"max_steps": 20}), 4, seed=5)
     assert longer.order[:30] == slots.order, "prolonging a run does not change its beginning"
-    assert Slots(7, stage, 4, seed=6).order != slots.order
+    assert QuestionOrder(7, stage, 4, seed=6).order != slots.order
 
 
 @pytest.mark.parametrize(("most", "processes", "expected"), [(64, 1, 32), (5, 1, 4), (1, 1, 1), (64, 2, 16)])
@@ -240,7 +248,7 @@ def test_the_implementation_of_the_loss_does_not_change_a_run(section, examples,
         runs.append([m for m in trainer.log_file.lines if "loss" in m])
     for by_reference, by_chunked in zip(*runs, strict=True):
         assert by_reference.keys() == by_chunked.keys()
-        for name in by_reference.keys() - CLOCK:
+        for name in by_reference.keys() - TIMING_METRICS:
             assert by_chunked[name] == pytest.approx(by_reference[name], rel=1e-3, abs=1e-5), name
 
 
@@ -260,12 +268,12 @@ def test_supervised_stage_trains_the_second_turn_and_holds_the_first(examples, t
         trainer.train()
         losses = [m["loss"] for m in trainer.log_file.lines if "loss" in m]
         assert min(losses[-3:]) < 0.7 * losses[0]
-        batch_t = rollout.supervised_trajectories(
+        batch_t = supervised_trajectories(
             policy.chat,
             examples[:16],
-            [rollout.data_attempt(policy.chat, e.original_answer or "") for e in examples[:16]],
+            [data_attempt(policy.chat, e.original_answer or "") for e in examples[:16]],
         )
-        batch = rollout.collate(batch_t, coefficients(Stage2(), torch.ones(16, 2)), 0)
+        batch = collate(batch_t, coefficients(Stage2(), torch.ones(16, 2)), 0)
         _, stats, turn = micro_batch_loss(policy.model, policy, batch, r)
         kl[beta2] = stats.kl[turn == 1].sum().item()
     assert kl[10.0] < kl[0.0]
@@ -308,7 +316,7 @@ def test_replies_are_counted_as_they_are_written(examples, tmp_path):
 
 
 def test_an_evaluation_says_where_it_is(monkeypatch, tmp_path):
-    monkeypatch.setattr(report, "SILENCE", -1)
+    monkeypatch.setattr(progress_of_ui, "SILENCE", -1)
     flags = ["--set", "eval.max_questions=5", "--set", "rollout.batch_size=2", "--out", "report"]
     done = scorefast_here("eval", "base", "--data", SHIPPED, *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -318,11 +326,11 @@ def test_an_evaluation_says_where_it_is(monkeypatch, tmp_path):
 
 def test_long_work_says_where_it_is_without_a_terminal(monkeypatch):
     said = io.StringIO()
-    console = report.InertConsole(file=said, width=100)
-    with report.counting(console, "evaluating [x]", 10) as count:
+    console = InertConsole(file=said, width=100)
+    with counting(console, "evaluating [x]", 10) as count:
         count(4)
         assert said.getvalue() == "", "a minute has not passed"
-        monkeypatch.setattr(report, "SILENCE", -1)
+        monkeypatch.setattr(progress_of_ui, "SILENCE", -1)
         count(3)
     assert said.getvalue() == "evaluating [x]: 7 of 10 replies\n"
     progress = ProgressLine(console, 20)
@@ -340,11 +348,11 @@ def test_an_evaluation_holds_one_model_at_a_time(monkeypatch, recipe, examples):
         loaded.append(weakref.ref(policy.model))
         return policy
 
-    monkeypatch.setattr(evaluate, "load_policy", watched)
+    monkeypatch.setattr(evaluate_module, "load_policy", watched)
     gc.disable()
     try:
         for name in ("one", "two"):
-            evaluate._evaluate_one(name, None, recipe, examples[:2], report.InertConsole(file=io.StringIO()), True)
+            _evaluate_one(name, None, recipe, examples[:2], InertConsole(file=io.StringIO()), True)
     finally:
         gc.enable()
     assert len(loaded) == 2

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scorefast.model import load_policy
+from scorefast.model.load import load_policy
 from scorefast.recipe import load_recipe
 from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast
 
@@ -60,7 +60,8 @@ LOGITS = """
 import json, sys
 from scorefast.recipe import load_recipe
 settings = load_recipe("tiny-cpu", json.loads(sys.argv[1]))
-from scorefast.model import import_backend, load_policy
+from scorefast.model.backends import import_backend
+from scorefast.model.load import load_policy
 import_backend(settings.model)
 import torch
 policy, ids = load_policy(settings), torch.tensor([json.loads(sys.argv[2])])
@@ -91,7 +92,7 @@ def test_unsloth_has_the_logits_of_transformers_in_four_bit(chat, tmp_path):
 MADE = """
 import json, os, sys
 from scorefast.recipe import load_recipe
-from scorefast.model import import_backend
+from scorefast.model.backends import import_backend
 recipe = load_recipe("tiny-cpu", ["model.backend=unsloth", *sys.argv[1:]])
 import_backend(recipe.model)
 import unsloth
@@ -101,8 +102,9 @@ for name in ("from_pretrained", "get_peft_model"):
         taken[_name] = more
         return _own(*given, **more)
     setattr(unsloth.FastLanguageModel, name, staticmethod(watched))
-from scorefast.model import load_policy, save_policy
-from scorefast.runs import Checkpoint
+from scorefast.model.load import load_policy
+from scorefast.model.policy import save_policy
+from scorefast.runs.checkpoint import Checkpoint
 from pathlib import Path
 policy = load_policy(recipe, trainable=True)
 folder = Path("adapter")
@@ -140,13 +142,15 @@ import json, sys
 from functools import partial
 from scorefast.recipe import load_recipe
 recipe = load_recipe("tiny-cpu", ["model.backend=unsloth", *sys.argv[1:]])
-from scorefast.model import generate, import_backend, load_policy
+from scorefast.model.backends import import_backend
+from scorefast.model.generate import generate
+from scorefast.model.load import load_policy
 import_backend(recipe.model)
 import torch
-from scorefast import rollout
-from scorefast.data import load_dataset
-from scorefast.objective import TurnCoefficients
-from scorefast.trainer import micro_batch_loss
+
+from scorefast.data.load import load_dataset
+from scorefast.rl.objective import TurnCoefficients
+from scorefast.rl.loss import micro_batch_loss
 policy = load_policy(recipe, trainable=True)
 model, chat = policy.model, policy.chat
 model.train()
@@ -157,7 +161,7 @@ def flags():
 
 def scored(kl_coef):
     coefs = TurnCoefficients(torch.tensor([[0.5, -1.0]] * 4), torch.tensor([kl_coef] * 4))
-    batch = rollout.collate(trajectories, coefs, policy.tokenizer.pad_token_id)
+    batch = collate(trajectories, coefs, policy.tokenizer.pad_token_id)
     batch = {name: value.to(model.device) for name, value in batch.items()}
     return batch, micro_batch_loss(model, policy, batch, recipe)
 
@@ -166,7 +170,7 @@ greedy = partial(generate, policy, max_new_tokens=12, temperature=0.0, batch_siz
 before = flags()
 replies = [greedy([chat.first_turn(e.question) for e in examples]) for _ in range(2)]
 kept = flags() == before
-trajectories = rollout.two_turn_rollout(greedy, chat, examples)
+trajectories = two_turn_rollout(greedy, chat, examples)
 _, (_, stats, _) = scored([1.0, 1.0])
 at_start = stats.kl.abs().max().item()
 generator = torch.Generator().manual_seed(0)

@@ -16,14 +16,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scorefast import prompts
-from scorefast.durable import seal
-from scorefast.model import load_config, load_policy, save_policy
-from scorefast.recipe import EMBEDDED_MODELS, UserError, dump_recipe, load_recipe
-from scorefast.report import draw_learning_curve
-from scorefast.runs import RECIPE, Checkpoint, open_checkpoint
-from scorefast.settings import chosen_recipe
-from scorefast.untrusted import bounded_work, read_json
+from scorefast.errors import UserError
+from scorefast.files.bounded import bounded_work, read_json
+from scorefast.files.seal import seal
+from scorefast.model import chat_format as prompts
+from scorefast.model.load import load_policy
+from scorefast.model.policy import save_policy
+from scorefast.model.tokenizer import load_config
+from scorefast.recipe import EMBEDDED_MODELS, dump_recipe, load_recipe
+from scorefast.runs.checkpoint import Checkpoint, open_checkpoint
+from scorefast.runs.layout import RECIPE
+from scorefast.runs.recipes import chosen_recipe
+from scorefast.ui.plots import draw_learning_curve
 from tests.conftest import SHIPPED, scorefast, scorefast_here
 
 TINY = EMBEDDED_MODELS["tiny-gemma2"]

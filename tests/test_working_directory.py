@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from scorefast.recipe import UserError
-from scorefast.reward import load_reward, rewards_of
-from scorefast.sources import read_rows
+from scorefast.data.sources import read_rows
+from scorefast.errors import UserError
+from scorefast.grading.function import load_reward, rewards_of
 from tests.conftest import REPOSITORY, scorefast
 from tests.test_reward import ROWS
 
@@ -52,7 +52,7 @@ def test_a_folder_that_pythonpath_names_stays_on_the_path(tmp_path):
 
 def test_a_setting_of_matplotlibs_is_not_obeyed_there(planted):
     draw = (
-        "from pathlib import Path\nfrom scorefast.report import draw_learning_curve\n"
+        "from pathlib import Path\nfrom scorefast.ui.plots import draw_learning_curve\n"
         "draw_learning_curve([{'step': 1, 'acc_t1': 0.5}], 'x', Path('curve.png'))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from scorefast.words import normal, words
+from scorefast.grading.words import normal, words
 
 ENGLISH = r"""
 K or W | W or K | Either K or W. | Maybe K, maybe W. | K, W | W, K | K and W | K / W | K. W. | W. K. | K. It is W.

@@ -29,8 +29,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import Gemma2Config, Gemma2ForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
-from scorefast.data import split_position
-from scorefast.prompts import CORRECTION
+from scorefast.data.splits import split_position
+from scorefast.recipe import CORRECTION
 
 HELD_OUT = 0.5  # split positions below this are test and validation questions
 STEP_BY_STEP = " Work it out step by step."

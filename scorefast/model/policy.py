@@ -1,0 +1,94 @@
+"""The policy: a model, its chat format, and the reference that it is held near."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scorefast.model.backends import new_generation_config
+from scorefast.model.chat_format import ChatFormat
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model, how to talk to it, and the reference it is held near (itself without adapter, or a frozen copy).
+
+    max_length: tokens of prompt and reply together.
+    """
+
+    model: Any  # PreTrainedModel or PeftModel
+    chat: ChatFormat
+    backend: str
+    max_length: int
+    frozen_reference: Any = None
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.chat.tokenizer
+
+    @property
+    def softcap(self) -> float | None:
+        return getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+
+    @property
+    def head(self) -> Tensor:
+        """(V, D): the output embedding, frozen in every kind of tuning, so policy and reference share it."""
+        return self.model.get_output_embeddings().weight
+
+    @contextmanager
+    def reference(self) -> Iterator[Any]:
+        """The reference model, without gradients."""
+        with torch.no_grad():
+            if self.frozen_reference is not None:
+                yield self.frozen_reference
+            else:
+                with self.model.disable_adapter():
+                    yield self.model
+
+
+def return_hidden_on_request(model: Any) -> None:
+    """Teach `forward` a keyword, return_hidden=True: last hidden states (B, T, D) instead of logits (B, T, V).
+
+    A keyword of forward, not a call of the inner model, so that PEFT and DDP wrappers see the pass.
+    """
+    logits_forward = model.forward
+    decoder = model.get_decoder()
+
+    @functools.wraps(logits_forward)
+    def forward(*args: Any, return_hidden: bool = False, **kwargs: Any) -> Any:
+        if not return_hidden:
+            return logits_forward(*args, **kwargs)
+        inputs = {name: kwargs[name] for name in ("input_ids", "attention_mask")}
+        return decoder(**inputs, use_cache=False).last_hidden_state
+
+    model.forward = forward
+
+
+def last_hidden(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """(B, T) ids, right-padded -> (B, T, D) hidden states after the final norm, before the head."""
+    return model(input_ids=input_ids, attention_mask=attention_mask, return_hidden=True)
+
+
+def settings_to_save(chat: ChatFormat) -> Any:
+    """The generation_config.json of a model that leaves: how a reply ends. Not the base's own: that may lack the token
+    that closes a turn, or sample, or hold what transformers will not save."""
+    own = chat.tokenizer
+    return new_generation_config(
+        bos_token_id=own.bos_token_id, eos_token_id=sorted(chat.end_tokens), pad_token_id=own.pad_token_id
+    )
+
+
+def save_policy(policy: Policy, folder: Path) -> None:
+    """An ordinary PEFT folder (a model folder after full fine-tuning), safetensors, with tokenizer and template."""
+    adapter = hasattr(policy.model, "peft_config")  # of which PEFT would ask the hub whether the vocabulary has grown
+    if not adapter:
+        policy.model.generation_config = settings_to_save(policy.chat)
+    policy.model.save_pretrained(str(folder), **({"save_embedding_layers": False} if adapter else {}))
+    policy.tokenizer.save_pretrained(str(folder))

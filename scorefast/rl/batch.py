@@ -1,0 +1,36 @@
+"""Trajectories as padded tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from scorefast.rl.objective import TurnCoefficients
+from scorefast.rl.trajectory import Trajectory
+
+
+def collate(trajectories: Sequence[Trajectory], coefs: TurnCoefficients, pad: int) -> dict[str, Tensor]:
+    """Right-padded training tensors: input_ids, attention_mask, turn (B, T) and pg_coef, kl_coef (B, T) float32, with a
+    row for each sequence of each trajectory, in order.
+
+    A coefficient stands at its token's own position; it is 0 on context and padding.
+    """
+    rows = [(i, sequence) for i, trajectory in enumerate(trajectories) for sequence in trajectory.sequences]
+    b, t = len(rows), max(sum(len(ids) for _, ids in sequence) for _, sequence in rows)
+    input_ids = torch.full((b, t), pad, dtype=torch.int64)
+    attention_mask = torch.zeros(b, t, dtype=torch.int64)
+    turn = torch.zeros(b, t, dtype=torch.int64)
+    for row, (_, sequence) in enumerate(rows):
+        start = 0
+        for which, ids in sequence:
+            input_ids[row, start : start + len(ids)] = torch.tensor(ids, dtype=torch.int64)
+            turn[row, start : start + len(ids)] = which
+            start += len(ids)
+        attention_mask[row, :start] = 1
+    of = torch.tensor([i for i, _ in rows])
+    padded = [torch.cat([torch.zeros(b, 1), c[of]], dim=1) for c in (coefs.pg, coefs.kl)]  # (B, 3), turn 0 is 0
+    pg_coef, kl_coef = (c.gather(1, turn) for c in padded)
+    tokens = {"input_ids": input_ids, "attention_mask": attention_mask, "turn": turn}
+    return tokens | {"pg_coef": pg_coef, "kl_coef": kl_coef}

@@ -1,0 +1,65 @@
+"""Both attempts at each question, graded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+from scorefast.data.example import Example
+from scorefast.errors import UserError
+from scorefast.grading.answer import Grade
+from scorefast.model.chat_format import ChatFormat
+from scorefast.model.generate import generate
+from scorefast.model.policy import Policy
+from scorefast.recipe import Recipe
+from scorefast.rl.rollout import Generate, first_attempts, second_attempts
+from scorefast.rl.trajectory import Trajectory
+from scorefast.stats import Graded
+
+Given = Callable[[Example], tuple[str, str]]
+GradeReply = Callable[[str, Example], Grade]
+
+
+def evaluate(generate: Generate, chat: ChatFormat, examples: Sequence[Example], grade: GradeReply) -> list[Graded]:
+    """Both attempts at each question. `generate` decides how to decode; the reported figures are greedy."""
+    first = first_attempts(generate, chat, examples)
+    return grade_all(second_attempts(generate, chat, examples, first), grade)
+
+
+def grade_all(trajectories: Sequence[Trajectory], grade: GradeReply) -> list[Graded]:
+    return [Graded(t, grade(t.first.text, t.example), grade(t.second.text, t.example)) for t in trajectories]
+
+
+def longest_conversation(
+    chat: ChatFormat, examples: Iterable[Example], reply: int, given: Given = lambda e: ("", "")
+) -> tuple[int, str]:
+    """(tokens of two turns at their longest, the question that needs so many). A reply takes `reply` tokens, or where
+    that is longer, those of the text that is given for it."""
+    worst, longest, correction = 0, "", len(chat.next_turn([]))
+    for e in examples:
+        replies = sum(max(reply, len(chat.reply(text))) if text else reply for text in given(e))
+        total = len(chat.first_turn(e.question)) + correction + replies
+        if total > worst:
+            worst, longest = total, e.question
+    return worst, longest
+
+
+def require_room(needed: int, question: str, recipe: Recipe) -> None:
+    """Longer conversations would be cut silently further down. Raises UserError naming the longest question."""
+    if needed > recipe.model.max_seq_length:
+        raise UserError(
+            f"question {question[:60]!r}: needs up to {needed} tokens in two turns, model.max_seq_length is "
+            f"{recipe.model.max_seq_length}; raise it, lower rollout.max_new_tokens, or drop the question"
+        )
+
+
+def decode_with(policy: Policy, recipe: Recipe, temperature: float, count: Callable[[int], None]) -> Generate:
+    settings = recipe.rollout
+    return partial(
+        generate,
+        policy,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=temperature,
+        batch_size=settings.batch_size,
+        on_replies=count,
+    )

@@ -1,0 +1,83 @@
+"""What a run does when: the order of its questions, how a step is cut, and the Trainer's own settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import TrainingArguments
+
+from scorefast.errors import UserError
+from scorefast.recipe import Recipe, Stage1, Stage2
+from scorefast.rl.objective import is_on_policy
+
+
+class QuestionOrder(Dataset[int]):
+    """The whole run's order of questions, each repeated for its samples: slot i -> index of the question.
+
+    A pure function of the seed: question q of step s is the same however a run is cut into micro-batches,
+    resumed or prolonged. Questions are shuffled anew for each pass over the data.
+    """
+
+    def __init__(self, questions: int, stage: Stage1 | Stage2, samples: int, seed: int):
+        self.samples = samples
+        needed = stage.max_steps * stage.questions_per_step
+        passes = -(-needed // questions)
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.cat([torch.randperm(questions, generator=generator) for _ in range(passes)])
+        self.order: list[int] = order[:needed].tolist()
+
+    def __len__(self) -> int:
+        return len(self.order) * self.samples
+
+    def __getitem__(self, slot: int) -> int:
+        return self.order[slot // self.samples]
+
+
+def samples_per_question(stage: Stage1 | Stage2) -> int:
+    return stage.samples_per_question if is_on_policy(stage) else 1
+
+
+def micro_batch_size(stage: Stage1 | Stage2, section: str, processes: int = 1) -> int:
+    """The largest size up to the recipe's that cuts a process's share of a step evenly.
+
+    Raises UserError where a step cannot be shared evenly between processes.
+    """
+    trajectories = stage.questions_per_step * samples_per_question(stage)
+    share, rest = divmod(trajectories, processes)
+    if rest:
+        raise UserError(
+            f"{section}: a step's {trajectories} trajectories (questions_per_step x samples_per_question) "
+            f"cannot be shared evenly by {processes} processes"
+        )
+    return max(size for size in range(1, min(stage.micro_batch_size, share) + 1) if share % size == 0)
+
+
+def training_arguments(recipe: Recipe, stage: Stage1 | Stage2, run: Path, *, validate: bool) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(run),
+        seed=recipe.seed,
+        max_steps=stage.max_steps,
+        learning_rate=stage.learning_rate,
+        lr_scheduler_type=stage.lr_scheduler,
+        warmup_steps=stage.warmup_steps,
+        optim=stage.optimizer,
+        weight_decay=stage.weight_decay,
+        max_grad_norm=stage.max_grad_norm,
+        save_strategy="steps",
+        save_steps=stage.save_steps,
+        eval_strategy="steps" if validate else "no",
+        eval_steps=stage.eval_steps,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=recipe.report_to,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=[],
+        dataloader_pin_memory=False,
+        gradient_checkpointing=recipe.model.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.model.gradient_checkpointing else None,
+        ddp_find_unused_parameters=False,
+        use_cpu=not torch.cuda.is_available(),
+    )

@@ -1,0 +1,103 @@
+"""What must stay the same where a run is resumed, and what may change. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from scorefast import __version__
+from scorefast.errors import UserError
+from scorefast.files.atomic import file_sha256, write_file
+from scorefast.files.bounded import read_json
+from scorefast.files.model_folder import fingerprint
+from scorefast.files.seal import SEAL
+from scorefast.recipe import EMBEDDED_MODELS, Recipe, dump_recipe, flat, load_recipe, model_path
+from scorefast.runs.checkpoint import Checkpoint
+from scorefast.runs.layout import RECIPE, RUN
+
+# What may change where a run is resumed: how it is cut into pieces, watched and stored. Sampling in other batches and
+# other micro-batches change a run by rounding and by which samples are drawn, not in what it optimises.
+MAY_CHANGE = ("eval.", "loss.", "rollout.batch_size", "report_to")
+OF_A_STAGE = ("max_steps", "micro_batch_size", "save_steps", "save_total_limit", "eval_steps", "show_steps", "max_kl")
+
+
+def start_provenance(start: Checkpoint | None) -> dict[str, Any]:
+    """The checkpoint's place and content: that of its seal, which has just been checked, where it has one."""
+    if start is None:
+        return {"from": None}
+    sealed = start.path / SEAL
+    content = file_sha256(sealed) if sealed.is_file() else fingerprint(start.path)
+    return {"from": str(start.path.resolve()), "from_sha256": content}
+
+
+def base_provenance(recipe: Recipe) -> dict[str, Any]:
+    """The base model, where it is a folder, by place and content (one of the hub by name alone), and the libraries."""
+    base = Path(model_path(recipe.model.name))
+    place = str(base.resolve()) if base.is_dir() and recipe.model.name not in EMBEDDED_MODELS else None
+    packages = {name: metadata.version(name) for name in ("torch", "transformers", "peft")}
+    versions = {"scorefast": __version__, **packages}
+    return {"base": place, "base_sha256": fingerprint(base) if base.is_dir() else None, "versions": versions}
+
+
+def require_same_beginning(
+    folder: Path, facts: dict[str, Any], note: Callable[[str], None] = lambda line: None
+) -> None:
+    """Raises UserError where the run to resume began as another stage, on other data, or on another model. Of other
+    versions of the libraries `note` is told."""
+    began = read_json(folder / RUN)
+    if lacking := sorted({"stage", "data_sha256", "from"} - began.keys()):
+        raise UserError(f"{folder / RUN}: lacks {lacking[0]}: what this run is of cannot be known; name a new --out")
+    if facts.get("from_sha256") and began.get("from_sha256"):
+        facts = facts | {"from": began.get("from")}  # wherever it lies now
+    differ = [key for key in facts if key in began and began[key] != facts[key]]
+    wanted = {
+        "stage": f"it is a run of {began.get('stage')}, not of {facts['stage']}",
+        "data_sha256": f"{facts['data']} does not hold the data it began with; give that",
+        "from": f"it began from {began.get('from') or 'the base model'}, not from {facts['from'] or 'the base model'}",
+        "from_sha256": f"{facts['from']} has changed since it began from there",
+        "base_sha256": "its base model's folder has changed since it began",
+        "backend": f"it began with the {began.get('backend')} backend, here it would be {facts.get('backend')}",
+    }
+    for key in wanted:
+        if key in differ:
+            raise UserError(f"{folder}: {wanted[key]}; to begin another run, name a new --out")
+    before = began.get("versions")
+    if not isinstance(before, dict):  # begun before they were noted
+        return
+    for name, version in facts.get("versions", {}).items():
+        if version != before.get(name):
+            note(f"{name}: {before.get(name)} when this run began, {version} now: what follows can differ in rounding")
+
+
+def change_recipe(folder: Path, recipe: Recipe) -> None:
+    """What a resumed run goes on with. A result that it had before is no longer its result."""
+    if load_recipe(str(folder / RECIPE)) != recipe:
+        (folder / SEAL).unlink(missing_ok=True)
+        write_file(folder / RECIPE, dump_recipe(recipe))
+
+
+def changes_allowed(folder: Path, section: str, began: Recipe, wanted: Recipe) -> dict[str, tuple[Any, Any]]:
+    """{key: (value it began with, value wanted)}. Raises UserError naming a key that must not change in a run.
+
+    Keys of the other stage are of no account. Steps may be added where the learning rate does not depend on their
+    number.
+    """
+    ours, theirs = flat(began), flat(wanted)
+    other = "stage1." if section == "stage2" else "stage2."
+    changed = {k: (ours.get(k), theirs.get(k)) for k in ours | theirs if ours.get(k) != theirs.get(k)}
+    changed = {k: v for k, v in changed.items() if not k.startswith(other)}
+    may = (*MAY_CHANGE, *(f"{section}.{name}" for name in OF_A_STAGE))
+    for key, (before, after) in changed.items():
+        if not key.startswith(may):
+            raise UserError(
+                f"{folder}: began with {key} = {before!r}, not {after!r}: a resumed run keeps it; start another run "
+                f"in a new --out"
+            )
+    scheduler = ours[f"{section}.lr_scheduler"]
+    if f"{section}.max_steps" in changed and not scheduler.startswith("constant"):
+        raise UserError(
+            f"{folder}: {section}.max_steps cannot change, because lr_scheduler = {scheduler} depends on it"
+        )
+    return changed
