@@ -143,7 +143,7 @@ def import_everything() -> None:
 
 def outcome_of(folder: Path) -> tuple[bytes, list[dict[str, object]]]:
     """(the trained weights, the metrics without clock times)."""
-    from scorefast.rl.trainer import TIMING_METRICS
+    from scorefast.rl.record import TIMING_METRICS
 
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     metrics = [{k: v for k, v in json.loads(m).items() if k not in TIMING_METRICS} for m in lines]

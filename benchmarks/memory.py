@@ -27,9 +27,10 @@ from scorefast.data.load import load_dataset
 from scorefast.recipe import load_recipe
 recipe = load_recipe("tiny-cpu", sys.argv[3:])
 dataset = load_dataset(sys.argv[2], recipe.data)
-from scorefast.train import check_stage, plan_stage
-check_stage(sys.argv[1], recipe, dataset)
-plan = plan_stage(sys.argv[1], recipe, dataset)
+from pathlib import Path
+from scorefast.runs.job import Job
+from scorefast.train import check, plan
+plan = plan(check(Job(sys.argv[1], recipe, dataset, None, Path())))
 print(json.dumps({"moments": plan.moments, "tokens": plan.tokens, "base": plan.parts[0].size}))
 """
 SMOLLM2 = [

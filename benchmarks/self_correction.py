@@ -36,6 +36,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from scorefast import train
 from scorefast.assets.make_tiny_gemma2 import question, worked
 from scorefast.data.example import Dataset, Example
 from scorefast.data.load import load_dataset
@@ -48,8 +49,8 @@ from scorefast.recipe import Recipe, load_recipe
 from scorefast.rl.evaluate import evaluate, grade_all
 from scorefast.rl.rollout import two_turn_rollout
 from scorefast.runs.checkpoint import open_checkpoint
+from scorefast.runs.job import Job
 from scorefast.stats import summarize
-from scorefast.train import StageRun, run_stage
 
 ROOT = Path(__file__).parent.parent
 SEEDS = range(5)
@@ -149,7 +150,7 @@ def train_method(
             recipe = base_recipe(base, [f"seed={seed}", f"{section}.learning_rate={rate}", *overrides, *silent])
             folder.mkdir(parents=True)
             start = open_checkpoint(str(checkpoints[-1])) if checkpoints else None
-            run_stage(StageRun(section, recipe, dataset, start, folder), Console(quiet=True))
+            train.run(Job(section, recipe, dataset, start, folder), Console(quiet=True))
         checkpoints.append(folder)
     return checkpoints
 

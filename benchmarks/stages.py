@@ -94,10 +94,11 @@ def plan(recipe: str, stage: str, settings: list[str]) -> tuple[float, float]:
     from scorefast.data.load import load_dataset
     from scorefast.model.memory import memory_here
     from scorefast.recipe import load_recipe
-    from scorefast.train import plan_stage
+    from scorefast.runs.job import Job
+    from scorefast.train import plan
 
     resolved = load_recipe(recipe, settings)
-    planned = plan_stage(stage, resolved, load_dataset(str(DATA), resolved.data))  # type: ignore[arg-type]
+    planned = plan(Job(stage, resolved, load_dataset(str(DATA), resolved.data), None, Path()))  # type: ignore[arg-type]
     _, free, base = memory_here()
     return (planned.total - planned.parts[0].size) / 1e9, (free - base) / 1e9
 
@@ -136,11 +137,10 @@ def measure(recipe: str, stage: str, settings: list[str], run: Path) -> dict[str
 def questions(recipe: str, stage: str, settings: list[str]) -> int:
     """So many that their trajectories fill the rollout's batch."""
     from scorefast.recipe import load_recipe
-    from scorefast.rl.schedule import samples_per_question
 
     resolved = load_recipe(recipe, settings)
     section = getattr(resolved, stage)
-    full = math.ceil(resolved.rollout.batch_size / samples_per_question(section))
+    full = math.ceil(resolved.rollout.batch_size / section.samples)
     return min(section.questions_per_step, full)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,60 +14,21 @@ from accelerate.utils.memory import clear_device_cache
 from rich.console import Console
 
 from scorefast.data.example import Example
-from scorefast.errors import NotWritten, UserError
+from scorefast.errors import ReportNotWritten, UserError
 from scorefast.files.atomic import write_file
 from scorefast.files.text import printable
-from scorefast.grading.answer import Grade
 from scorefast.grading.reward import grade_example
 from scorefast.model.load import load_policy
-from scorefast.model.policy import Policy
 from scorefast.model.tokenizer import chat_format
 from scorefast.probe import probe
 from scorefast.recipe import Recipe
-from scorefast.rl.evaluate import decode_with, evaluate, longest_conversation, require_room
-from scorefast.rl.rollout import first_attempts
+from scorefast.rl.evaluate import evaluate, longest_conversation, require_room
+from scorefast.rl.rollout import generator
 from scorefast.runs.checkpoint import Checkpoint
 from scorefast.runs.folder import claim_run
 from scorefast.stats import Graded, summarize
-from scorefast.ui.progress import Pulse, counting
+from scorefast.ui.progress import counting
 from scorefast.ui.tables import gains_lines, print_before_and_after, probe_table, results_table, unsure_lines
-
-
-def first_attempt_writer(
-    recipe: Recipe, checkpoint: Checkpoint | None, note: Callable[[str], None]
-) -> Callable[[list[Example]], list[Example]]:
-    """Fills missing original answers with replies sampled from the checkpoint (None: the base model), and notes who
-    wrote them. The model is loaded with the first call, when the data has been read and found good."""
-    settings, author = recipe.rollout, checkpoint.name if checkpoint else recipe.model.name
-    pulse, done = Pulse(), 0
-
-    def count(replies: int) -> None:
-        nonlocal done
-        done += replies
-        if pulse.due():
-            pulse.said()
-            note(f"{done} first attempts written")
-
-    @cache
-    def writer() -> Policy:
-        policy = load_policy(recipe, checkpoint)
-        torch.manual_seed(recipe.seed)
-        return policy
-
-    def fill(examples: list[Example]) -> list[Example]:
-        missing = [e for e in examples if e.original_answer is None]
-        if not missing:
-            return examples
-        room = recipe.model.max_seq_length - settings.max_new_tokens
-        missing = [e for e in missing if len(writer().chat.first_turn(e.question)) <= room]  # others stay without one
-        sample = decode_with(writer(), recipe, settings.temperature, count)
-        written = dict(zip([e.id for e in missing], first_attempts(sample, writer().chat, missing), strict=True))
-        return [
-            e._replace(original_answer=written[e.id].text or None, original_answer_by=author) if e.id in written else e
-            for e in examples
-        ]
-
-    return fill
 
 
 def evaluate_checkpoints(
@@ -125,7 +86,7 @@ def evaluate_checkpoints(
     except OSError as error:
         unwritten.append(_why(error))
     if unwritten or folder is None:
-        raise NotWritten(whole, f"{unwritten[0]}: the report was not written")
+        raise ReportNotWritten(whole, f"{unwritten[0]}: the report was not written")
     return whole, folder / "report.json"
 
 
@@ -147,17 +108,16 @@ def _evaluate_one(
     with console.status(printable(f"loading {name}")):
         policy = load_policy(recipe, checkpoint)
 
-    def grade_reply(reply: str, example: Example) -> Grade:
-        return grade_example(reply, example, recipe.reward.grader)
-
+    grade = partial(grade_example, grader=recipe.reward.grader)
     with counting(console, f"evaluating {name}", 2 * len(examples)) as count:
-        graded = evaluate(decode_with(policy, recipe, 0.0, count), policy.chat, examples, grade_reply)
+        graded = evaluate(generator(policy, recipe.rollout, 0.0, on_replies=count), policy.chat, examples, grade)
     if not with_probe:
         return graded, None
     torch.manual_seed(recipe.seed)
     with counting(console, f"probing {name}") as count:
-        greedy, sample = (decode_with(policy, recipe, t, count) for t in (0.0, recipe.rollout.temperature))
-        return graded, probe(greedy, sample, policy.chat, examples, grade_reply)
+        rollout = recipe.rollout
+        greedy, sample = (generator(policy, rollout, t, on_replies=count) for t in (0.0, rollout.temperature))
+        return graded, probe(greedy, sample, policy.chat, examples, grade)
 
 
 def _folder_for(checkpoint: Checkpoint | None, out: Path | None) -> Path:

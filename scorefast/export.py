@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,8 +27,8 @@ from scorefast.model.tokenizer import chat_format
 from scorefast.recipe import Model, Recipe, load_recipe, model_path
 from scorefast.runs.checkpoint import Checkpoint
 from scorefast.runs.layout import RECIPE
+from scorefast.ui.options import ExportFormat
 
-Format = Literal["adapter", "merged-16bit", "gguf"]
 CONVERTER = "convert_hf_to_gguf.py"
 _CONTENT = "{{ .Content }}"
 # Text that would end a TEMPLATE in a Modelfile, or begin an action in it (with a brace that follows, too).
@@ -49,7 +49,7 @@ def _run_recipe(checkpoint: Checkpoint) -> Recipe:
     return checkpoint.recipe or Recipe(model=Model(name=checkpoint.base))
 
 
-def export_checkpoint(checkpoint: Checkpoint, format: Format, out: Path, note: Callable[[str], None]) -> Path:
+def export_checkpoint(checkpoint: Checkpoint, format: ExportFormat, out: Path, note: Callable[[str], None]) -> Path:
     """Write the checkpoint into the new or empty folder `out`, which stays as it was where anything fails.
 
     Raises UserError, before a model loads, for all that can be known by then.

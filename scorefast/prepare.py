@@ -13,27 +13,34 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from scorefast import __version__
-from scorefast.data.example import COLUMNS, OPTIONAL, SPLITS, Dropped, Example, Split
+from scorefast.data.example import COLUMNS, OPTIONAL, SPLITS, Dataset, Dropped, Example, Split
 from scorefast.data.leaks import Index, find_leaks, note_families
 from scorefast.data.load import content_sha256, digests, read_questions
 from scorefast.data.prepared import MANIFEST, from_columns
 from scorefast.data.reading import Kept, Reading, joined
 from scorefast.errors import UserError
-from scorefast.files.atomic import file_sha256, filled_at_the_end, write_file
+from scorefast.files.atomic import file_sha256, filled_at_the_end, write_aside, write_file
 from scorefast.grading.reward import check_references, chosen_grader, grade_example
 from scorefast.recipe import Recipe
+from scorefast.runs.folder import claimed
 from scorefast.runs.layout import DROPPED
 from scorefast.stats import wilson
+from scorefast.ui.data_report import print_prepared, write_data_report
+from scorefast.ui.progress import Pulse, byte_progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from scorefast.model.chat_format import ChatFormat
+    from scorefast.model.policy import Policy
+    from scorefast.runs.checkpoint import Checkpoint
+    from scorefast.ui.console import InertConsole
 
 BATCH = 10_000  # rows of a Parquet row group
 HELD = 2**27  # characters of rows, about, that are held before they are written
@@ -114,6 +121,81 @@ def prepare(
     return Prepared(manifest, lengths, room, preview(examples[0], chat) if chat and examples else [])
 
 
+def fill_with(writer: Checkpoint | None, recipe: Recipe, console: InertConsole) -> FillAttempts:
+    """A function that fills missing original answers with replies sampled from the checkpoint (None: the base model),
+    and records who wrote them. It says once a minute how many there are."""
+    import torch
+
+    from scorefast.model.load import load_policy
+    from scorefast.rl.rollout import first_attempts, generator
+
+    author, rollout = writer.name if writer else recipe.model.name, recipe.rollout
+    pulse, done = Pulse(), 0
+
+    def count(replies: int) -> None:
+        nonlocal done
+        done += replies
+        if pulse.due():
+            pulse.said()
+            console.note(f"{done} first attempts written")
+
+    @cache
+    def policy() -> Policy:
+        """Loaded by the first call, after the data was read and found good."""
+        loaded = load_policy(recipe, writer)
+        torch.manual_seed(recipe.seed)
+        return loaded
+
+    def fill(examples: list[Example]) -> list[Example]:
+        missing = [e for e in examples if e.original_answer is None]
+        if not missing:
+            return examples
+        chat, room = policy().chat, recipe.model.max_seq_length - rollout.max_new_tokens
+        missing = [e for e in missing if len(chat.first_turn(e.question)) <= room]  # others stay without one
+        generate = generator(policy(), rollout, rollout.temperature, on_replies=count)
+        written = dict(zip([e.id for e in missing], first_attempts(generate, chat, missing), strict=True))
+        return [
+            e._replace(original_answer=written[e.id].text or None, original_answer_by=author) if e.id in written else e
+            for e in examples
+        ]
+
+    return fill
+
+
+def run(
+    source: str,
+    recipe: Recipe,
+    out: Path | None,
+    console: InertConsole,
+    *,
+    against: str | None,
+    fill: FillAttempts | None,
+    page: bool,
+) -> Path:
+    """The command: prepare into a folder of its own, print what was done, and with `page` write report.html too."""
+    from scorefast.model.tokenizer import chat_format
+
+    chat = None
+    try:
+        chat = chat_format(recipe)
+    except UserError as error:
+        if fill is not None:
+            raise
+        console.note(f"token lengths not measured: {error}")
+    note = console.note
+    try:
+        with claimed(out, "data") as folder, byte_progress(console) as bar:
+            done = prepare(source, recipe, folder, against=against, chat=chat, fill=fill, note=note, progress=bar)
+    except KeyboardInterrupt:
+        console.print("interrupted; nothing was written")
+        raise
+    print_prepared(console, done)
+    report = folder / "report.html"
+    if page and write_aside(report, lambda: write_data_report(done, report), note):
+        note(f"report: {report}")
+    return folder
+
+
 def _schema() -> pa.Schema:
     import pyarrow as pa
 
@@ -174,12 +256,14 @@ def _write_dropped(file: IO[str], item: Dropped) -> None:
     file.write(json.dumps(line, ensure_ascii=False, default=str).encode("utf-8", "replace").decode() + "\n")
 
 
-def write_dropped(items: Iterable[Dropped], path: Path) -> None:
-    """Every row left out as one JSON line: file, line, reason, row."""
-    file = io.StringIO()
-    for item in items:
-        _write_dropped(file, item)
-    write_file(path, file.getvalue())
+def write_dropped_aside(dataset: Dataset, folder: Path, note: Callable[[str], None]) -> None:
+    """`dropped.jsonl` of a command that reads raw data: every row left out as one JSON line (file, line, reason, row).
+    Nothing depends on it, so where it cannot be written that is noted."""
+    if dataset.dropped_rows:
+        file = io.StringIO()
+        for item in dataset.dropped_rows:
+            _write_dropped(file, item)
+        write_aside(folder / DROPPED, lambda: write_file(folder / DROPPED, file.getvalue()), note)
 
 
 def _batches(path: Path) -> Iterator[list[dict[str, Any]]]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -39,6 +39,7 @@ MOST_QUESTIONS = 10**8  # of a stage; their order is drawn before it begins
 NonNegative = Annotated[float, Field(ge=0.0)]
 Tag = Annotated[str, Field(min_length=1, max_length=50)]
 
+StageName = Literal["stage1", "stage2"]
 GraderName = Literal["auto", "text", "numeric", "math", "exact", "choice", "contains"]
 
 
@@ -140,6 +141,7 @@ class Loss(_Settings):
 class Stage(_Settings):
     """What both stages share: how long, how fast, how a step is cut, how strong the KL terms are."""
 
+    name: ClassVar[StageName]
     max_steps: Positive = 100
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-5
     lr_scheduler: str = "constant"
@@ -164,11 +166,38 @@ class Stage(_Settings):
             raise ValueError(f"max_steps x questions_per_step is more than {MOST_QUESTIONS:,} questions")
         return self
 
+    @property
+    def turns_sampled(self) -> int:
+        """How many attempts of a trajectory the model writes. The others come from the data."""
+        return 2
+
+    @property
+    def on_policy(self) -> bool:
+        """False where the second attempt is the data's correct answer."""
+        return self.turns_sampled == 2
+
+    @property
+    def samples(self) -> int:
+        """Trajectories of a question in a step: K, or 1 where nothing has to be compared."""
+        return self.samples_per_question if self.on_policy else 1
+
+    @property
+    def trajectories(self) -> int:
+        """Trajectories of a step."""
+        return self.questions_per_step * self.samples
+
 
 class Stage1(Stage):
+    name = "stage1"
     method: Literal["score", "supervised"] = "score"
     beta2: NonNegative = 0.1
     first_attempt: Literal["data", "sampled"] = "data"
+
+    @property
+    def turns_sampled(self) -> int:
+        if self.method == "score":
+            return 2
+        return int(self.first_attempt == "sampled")
 
 
 class OriginReward(_Settings):
@@ -182,6 +211,7 @@ class OriginReward(_Settings):
 
 
 class Stage2(Stage):
+    name = "stage2"
     shaping: Literal["paper", "origin"] = "paper"
     alpha: NonNegative = 10.0
     origin: OriginReward = OriginReward()
@@ -204,6 +234,9 @@ class Recipe(_Settings):
     stage2: Stage2 = Stage2()
     eval: Eval = Eval()
     report_to: str = "none"
+
+    def stage(self, name: StageName) -> Stage1 | Stage2:
+        return self.stage1 if name == "stage1" else self.stage2
 
     @model_validator(mode="after")
     def _replies_fit(self) -> Recipe:

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from scorefast.data.example import Dataset, Example
+from scorefast.recipe import Recipe, StageName
+from scorefast.runs.job import Job
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and the tensors are tiny
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -55,6 +59,11 @@ def scorefast_here(*arguments: object, cwd: Path) -> subprocess.CompletedProcess
         sys.argv = before
     assert isinstance(code, int)
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def job_on(name: StageName, recipe: Recipe, examples: list[Example], folder: Path) -> Job:
+    """A job that trains on these examples, and validates on none."""
+    return Job(name, recipe, Dataset("test", len(examples), {}, {"train": examples, "validation": []}), None, folder)
 
 
 # A few short steps on a few questions: enough to exercise everything, not to learn.

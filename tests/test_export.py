@@ -22,6 +22,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from scorefast import train
 from scorefast.data.load import load_dataset
 from scorefast.errors import RunError, UserError
 from scorefast.export import CONVERTER, export_checkpoint, export_recipe, modelfile, ollama_template
@@ -33,7 +34,7 @@ from scorefast.model.policy import save_policy
 from scorefast.recipe import load_recipe, model_path
 from scorefast.runs.checkpoint import Checkpoint, open_checkpoint
 from scorefast.runs.folder import start_run
-from scorefast.train import StageRun, run_stage
+from scorefast.runs.job import Job
 from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast
 from tests.test_families import SMOLLM2
 from tests.test_prompts import CHATML, CHATML_TOKENS, LLAMA3, LLAMA3_TOKENS, TOOL, byte_level
@@ -54,7 +55,7 @@ def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "my run"
     folder.mkdir()
     start_run(folder, recipe, {})
-    run_stage(StageRun("stage1", recipe, load_dataset(str(SHIPPED), recipe.data), None, folder), Console(quiet=True))
+    train.run(Job("stage1", recipe, load_dataset(str(SHIPPED), recipe.data), None, folder), Console(quiet=True))
     policy = load_policy(recipe, open_checkpoint(str(folder)), trainable=True)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -10,6 +10,7 @@ import transformers
 from rich.console import Console
 from transformers import AutoTokenizer
 
+from scorefast import train
 from scorefast.data.load import load_dataset
 from scorefast.errors import UserError
 from scorefast.model.generate import generate
@@ -20,8 +21,8 @@ from scorefast.rl.loss import micro_batch_loss
 from scorefast.rl.objective import TurnCoefficients
 from scorefast.rl.rollout import two_turn_rollout
 from scorefast.runs.checkpoint import open_checkpoint
+from scorefast.runs.job import Job
 from scorefast.runs.log import read_metrics
-from scorefast.train import StageRun, check_lengths, check_stage, run_stage
 from tests.conftest import SHIPPED
 from tests.test_prompts import CHATML, CHATML_TOKENS, LLAMA3, LLAMA3_TOKENS, TOOL, byte_level
 
@@ -120,12 +121,12 @@ def test_both_stages_train_evaluate_and_reload(family, tmp_path):
     dataset = load_dataset(str(SHIPPED), recipe.data)
     start = None
     for section in ("stage1", "stage2"):
-        check_stage(section, recipe, dataset)
-        check_lengths(section, recipe, dataset)
         folder = tmp_path / section
+        job = train.check(Job(section, recipe, dataset, start, folder))
+        train.check_lengths(job)
         folder.mkdir()
         (folder / "run.json").write_text("{}")
-        run_stage(StageRun(section, recipe, dataset, start, folder), Console(quiet=True))
+        train.run(job, Console(quiet=True))
         steps = [m for m in read_metrics(folder) if "loss" in m]
         assert len(steps) == 2
         if section == "stage1":

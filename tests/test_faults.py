@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,13 @@ from scorefast.files.seal import damage, remove_folder, seal, written_whole
 from scorefast.model.load import load_policy
 from scorefast.recipe import load_recipe
 from scorefast.rl.monitor import signs, what_to_turn
+from scorefast.rl.reporter import Reporter
 from scorefast.rl.trainer import ScoreTrainer
 from scorefast.runs.checkpoint import find_last, open_checkpoint, rotate
 from scorefast.runs.folder import lock_run, start_run
+from scorefast.runs.job import Job
 from scorefast.runs.log import append_metrics, metrics_line, read_metrics
 from scorefast.runs.owner import Owner
-from scorefast.train import StageRun
 from scorefast.ui.plots import draw_learning_curve
 from scorefast.ui.tables import print_signs
 from tests.conftest import REPOSITORY, SHIPPED, scorefast_here
@@ -314,7 +316,7 @@ def test_no_log_decides_over_weights(tmp_path, kind):
     owner.keep("run.json", "recipe.yaml")
     trainer = trainer_of(job, notes, owner=owner, callbacks=[Strike(job.folder, names, kind)])
     trainer.train()
-    trainer.save_result()
+    trainer.checkpoints.save_result()
     draw_learning_curve(trainer.log_file.lines, "run", job.folder / "curve.png") if kind != "folder" else None
     assert damage(job.folder) is None
     assert [p.name for p in sorted(job.folder.glob("checkpoint-*"))] == ["checkpoint-3", "checkpoint-4"]
@@ -352,20 +354,22 @@ def examples():
     return load_dataset(str(SHIPPED), load_recipe("tiny-cpu").data).splits["train"]
 
 
-def begun(folder: Path, *overrides: str) -> StageRun:
+def begun(folder: Path, *overrides: str) -> Job:
     recipe = load_recipe("tiny-cpu", [*SMALL, *overrides])
     folder.mkdir(exist_ok=True)
     start_run(folder, recipe, {})
-    return StageRun("stage1", recipe, load_dataset(str(SHIPPED), recipe.data), None, folder)
+    return Job("stage1", recipe, load_dataset(str(SHIPPED), recipe.data), None, folder)
 
 
 # --- numbers gone bad ------------------------------------------------------------------------------------------------
 
 
-def trainer_of(job: StageRun, notes: list[str], **settings) -> ScoreTrainer:
-    train = job.dataset.splits["train"]
+def trainer_of(job: Job, notes: list[str], **settings) -> ScoreTrainer:
     policy = load_policy(job.recipe, trainable=True)
-    return ScoreTrainer(policy, job.recipe, "stage1", train, [], job.folder, note=notes.append, **settings)
+    quick = replace(job, dataset=replace(job.dataset, splits=job.dataset.splits | {"validation": []}))
+    reporter = Reporter()
+    reporter.note = notes.append
+    return ScoreTrainer(policy, quick, reporter=reporter, **settings)
 
 
 class BadReward:

@@ -6,17 +6,19 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from scorefast import train
 from scorefast.data.load import load_dataset
 from scorefast.model.load import load_policy, shape_of_policy
 from scorefast.model.memory import _frozen_bytes, _rollout_bytes, _update_bytes, plan_memory
 from scorefast.recipe import load_recipe
-from scorefast.train import longest_sequence, plan_stage
+from scorefast.runs.job import Job
 from scorefast.ui.tables import print_memory
 from tests.conftest import NO_NETWORK, REPOSITORY, SHIPPED
 
@@ -104,11 +106,14 @@ def test_a_plan_adds_up_by_hand():
 def test_validation_is_planned_where_training_writes_nothing():
     recipe = load_recipe("tiny-cpu", ["stage1.method=supervised", "stage1.first_attempt=data", "eval.max_questions=5"])
     dataset = load_dataset(str(SHIPPED), recipe.data)
-    five, none = plan_stage("stage1", recipe, dataset), replace(dataset, splits=dataset.splits | {"validation": []})
-    assert "KV cache" not in sizes(plan_stage("stage1", recipe, none))
+    five, none = (
+        train.plan(Job("stage1", recipe, dataset, None, Path())),
+        replace(dataset, splits=dataset.splits | {"validation": []}),
+    )
+    assert "KV cache" not in sizes(train.plan(Job("stage1", recipe, none, None, Path())))
     assert sizes(five)["KV cache"] > 0
     more = load_recipe("tiny-cpu", ["stage1.method=supervised", "stage1.first_attempt=data", "eval.max_questions=10"])
-    twice = sizes(plan_stage("stage1", more, dataset))["KV cache"]
+    twice = sizes(train.plan(Job("stage1", more, dataset, None, Path())))["KV cache"]
     assert twice == pytest.approx(2 * sizes(five)["KV cache"], rel=1e-3)
 
 
@@ -145,9 +150,14 @@ def test_a_stage_is_planned_at_its_longest_question():
     recipe = load_recipe("tiny-cpu")
     dataset = load_dataset(str(SHIPPED), recipe.data)
     chat = load_policy(recipe).chat
-    assert plan_stage("stage2", recipe, dataset).tokens == longest_sequence("stage2", recipe, dataset, chat)[0]
+    assert (
+        train.plan(Job("stage2", recipe, dataset, None, Path())).tokens
+        == train.longest_sequence(Job("stage2", recipe, dataset, None, Path()), chat)[0]
+    )
     away = load_recipe("gemma-2-2b-it", ["model.max_seq_length=1100", "rollout.batch_size=1"])
-    assert plan_stage("stage1", away, dataset).tokens == 1100, "no tokenizer here, and none is fetched"
+    assert train.plan(Job("stage1", away, dataset, None, Path())).tokens == 1100, (
+        "no tokenizer here, and none is fetched"
+    )
 
 
 WITHOUT_BACKENDS = """

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,16 @@ import torch
 from rich.console import Console
 
 from benchmarks import faults
+from scorefast import train
 from scorefast.data.load import content_sha256, load_dataset
 from scorefast.errors import UserError
 from scorefast.files.seal import damage, seal
 from scorefast.recipe import dump_recipe, load_recipe
 from scorefast.runs.checkpoint import find_last
 from scorefast.runs.folder import has_begun, start_run
+from scorefast.runs.job import Job
 from scorefast.runs.log import metrics_line, read_metrics
 from scorefast.runs.resume import changes_allowed
-from scorefast.train import StageRun, run_stage
 from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast_here
 from tests.test_faults import begun
 
@@ -114,11 +116,11 @@ def test_a_prolonged_run_is_the_longer_run(tmp_path):
     try:
         noisy = ["reward.function=noisy:reward", "stage1.save_steps=3", "stage1.eval_steps=3"]
         quiet = Console(quiet=True)
-        run_stage(begun(tmp_path / "whole", *noisy, "stage1.max_steps=6"), quiet)
+        train.run(begun(tmp_path / "whole", *noisy, "stage1.max_steps=6"), quiet)
         torch.rand(5)  # whatever has been drawn before, a run begins with its seed
-        run_stage(begun(tmp_path / "parts", *noisy, "stage1.max_steps=3"), quiet)
+        train.run(begun(tmp_path / "parts", *noisy, "stage1.max_steps=3"), quiet)
         torch.rand(7)
-        run_stage(begun(tmp_path / "parts", *noisy, "stage1.max_steps=6"), quiet, resume=True)
+        train.run(replace(begun(tmp_path / "parts", *noisy, "stage1.max_steps=6"), begun=True), quiet)
     finally:
         sys.path.remove(str(tmp_path))
     ours, theirs = faults.outcome_of(tmp_path / "parts"), faults.outcome_of(tmp_path / "whole")
@@ -427,7 +429,7 @@ def test_a_run_of_many_steps_resumes(finished, history):
 
 
 def test_a_run_removed_while_its_model_loads_is_not_made_again(recipe, tmp_path):
-    job = StageRun("stage1", recipe, load_dataset(str(SHIPPED), recipe.data), None, tmp_path / "gone")
+    job = Job("stage1", recipe, load_dataset(str(SHIPPED), recipe.data), None, tmp_path / "gone")
     with pytest.raises(UserError, match="was removed while the model was loading"):
-        run_stage(job, Console(quiet=True))
+        train.run(job, Console(quiet=True))
     assert not (tmp_path / "gone").exists()

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -263,10 +264,11 @@ def test_a_stage_stops_on_a_function_that_fails_and_names_the_row(tmp_path):
 
 
 def test_the_origins_shaping_compares_grades_and_takes_no_function():
-    from scorefast.train import check_stage
+    from scorefast import train
+    from scorefast.runs.job import Job
 
     recipe = load_recipe(
         "tiny-cpu", ["reward.function=scorefast.grading.reward:correctness_reward", "stage2.shaping=origin"]
     )
     with pytest.raises(UserError, match=r"stage2\.shaping=paper"):
-        check_stage("stage2", recipe, load_dataset(str(SHIPPED), recipe.data))
+        train.check(Job("stage2", recipe, load_dataset(str(SHIPPED), recipe.data), None, Path()))

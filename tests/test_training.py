@@ -23,15 +23,18 @@ from scorefast.recipe import Data, Stage2, load_recipe
 from scorefast.rl.batch import collate
 from scorefast.rl.loss import micro_batch_loss
 from scorefast.rl.objective import TurnCoefficients, coefficients
+from scorefast.rl.record import TIMING_METRICS
+from scorefast.rl.reporter import Reporter
 from scorefast.rl.rollout import supervised_trajectories, two_turn_rollout
 from scorefast.rl.schedule import QuestionOrder, micro_batch_size
-from scorefast.rl.trainer import TIMING_METRICS, ScoreTrainer
+from scorefast.rl.trainer import ScoreTrainer
 from scorefast.rl.trajectory import data_attempt
+from scorefast.runs.signals import StopOnSignal
 from scorefast.ui import progress as progress_of_ui
 from scorefast.ui.console import InertConsole
 from scorefast.ui.progress import counting
-from scorefast.ui.training import ProgressLine
-from tests.conftest import SHIPPED, scorefast_here
+from scorefast.ui.training import TerminalReporter
+from tests.conftest import SHIPPED, job_on, scorefast_here
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +106,7 @@ def test_the_step_is_divided_once_by_its_trajectories(recipe, examples, tmp_path
         r = load_recipe(
             "tiny-cpu", ["stage2.max_steps=1", "stage2.questions_per_step=2", f"stage2.micro_batch_size={size}"]
         )
-        trainer = ScoreTrainer(load_policy(r, trainable=True), r, "stage2", examples[:8], [], tmp_path / str(size))
+        trainer = ScoreTrainer(load_policy(r, trainable=True), job_on("stage2", r, examples[:8], tmp_path / str(size)))
         trainer.train()
         (log,) = [m for m in trainer.log_file.lines if "loss" in m]
         seen[size] = (log["loss"], log["grad_norm"])
@@ -205,26 +208,26 @@ def test_attention_soft_cap_is_applied(policy):
 
 def test_the_order_of_questions_is_a_function_of_the_seed_alone():
     stage = Stage2(max_steps=10, questions_per_step=3, samples_per_question=4)
-    slots = QuestionOrder(7, stage, 4, seed=5)
+    slots = QuestionOrder(7, stage, seed=5)
     assert len(slots) == 10 * 3 * 4
     assert [slots[i] for i in range(len(slots))] == [slots.order[i // 4] for i in range(len(slots))]
     assert sorted(slots.order[:7]) == sorted(slots.order[7:14]) == list(range(7)), "every pass sees every question"
-    longer = QuestionOrder(7, stage.model_copy(update={"max_steps": 20}), 4, seed=5)
+    longer = QuestionOrder(7, stage.model_copy(update={"max_steps": 20}), seed=5)
     assert longer.order[:30] == slots.order, "prolonging a run does not change its beginning"
-    assert QuestionOrder(7, stage, 4, seed=6).order != slots.order
+    assert QuestionOrder(7, stage, seed=6).order != slots.order
 
 
 @pytest.mark.parametrize(("most", "processes", "expected"), [(64, 1, 32), (5, 1, 4), (1, 1, 1), (64, 2, 16)])
 def test_micro_batches_cut_a_step_evenly(most, processes, expected):
     stage = Stage2(questions_per_step=4, samples_per_question=8, micro_batch_size=most)
-    assert micro_batch_size(stage, "stage2", processes) == expected
+    assert micro_batch_size(stage, processes) == expected
 
 
 def test_full_fine_tuning_keeps_a_frozen_copy_and_the_shared_head(examples, tmp_path):
     r = load_recipe("tiny-cpu", ["model.tuning=full", "stage2.max_steps=2", "stage2.questions_per_step=2"])
     policy = load_policy(r, trainable=True)
     before = {n: p.clone() for n, p in policy.frozen_reference.named_parameters()}
-    trainer = ScoreTrainer(policy, r, "stage2", examples[:8], [], tmp_path)
+    trainer = ScoreTrainer(policy, job_on("stage2", r, examples[:8], tmp_path))
     trainer.train()
     moved = {n for n, p in policy.model.named_parameters() if not torch.equal(p, before[n])}
     assert any("mlp" in n for n in moved)
@@ -243,7 +246,7 @@ def test_the_implementation_of_the_loss_does_not_change_a_run(section, examples,
     runs = []
     for impl in (["reference"], ["chunked", "loss.buffer_mb=1"]):
         r = load_recipe("tiny-cpu", [*settings, f"loss.impl={impl[0]}", *impl[1:]])
-        trainer = ScoreTrainer(load_policy(r, trainable=True), r, section, examples[:16], [], tmp_path / impl[0])
+        trainer = ScoreTrainer(load_policy(r, trainable=True), job_on(section, r, examples[:16], tmp_path / impl[0]))
         trainer.train()
         runs.append([m for m in trainer.log_file.lines if "loss" in m])
     for by_reference, by_chunked in zip(*runs, strict=True):
@@ -264,7 +267,7 @@ def test_supervised_stage_trains_the_second_turn_and_holds_the_first(examples, t
     for beta2 in (0.0, 10.0):
         r = load_recipe("tiny-cpu", [*overrides, f"stage1.beta2={beta2}"])
         policy = load_policy(r, trainable=True)
-        trainer = ScoreTrainer(policy, r, "stage1", examples[:64], [], tmp_path / str(beta2))
+        trainer = ScoreTrainer(policy, job_on("stage1", r, examples[:64], tmp_path / str(beta2)))
         trainer.train()
         losses = [m["loss"] for m in trainer.log_file.lines if "loss" in m]
         assert min(losses[-3:]) < 0.7 * losses[0]
@@ -309,8 +312,11 @@ def test_replies_are_counted_as_they_are_written(examples, tmp_path):
     settings = ["stage1.max_steps=2", "stage1.questions_per_step=2", "stage1.samples_per_question=4"]
     r = load_recipe("tiny-cpu", [*settings, "rollout.batch_size=3", "rollout.max_new_tokens=20", "stage1.eval_steps=2"])
     told: list[tuple[int, int]] = []
-    policy, wrote = load_policy(r, trainable=True), lambda done, due: told.append((done, due))
-    ScoreTrainer(policy, r, "stage1", examples[:8], examples[8:10], tmp_path, wrote=wrote).train()
+    reporter = Reporter()
+    reporter.count = lambda done, due: told.append((done, due))
+    job = job_on("stage1", r, examples[:8], tmp_path)
+    job.dataset.splits["validation"] = examples[8:10]
+    ScoreTrainer(load_policy(r, trainable=True), job, reporter=reporter).train()
     turn = [(3, 16), (6, 16), (8, 16), (11, 16), (14, 16), (16, 16)]
     assert told == [*turn, *turn, (2, 4), (4, 4)]
 
@@ -333,8 +339,7 @@ def test_long_work_says_where_it_is_without_a_terminal(monkeypatch):
         monkeypatch.setattr(progress_of_ui, "SILENCE", -1)
         count(3)
     assert said.getvalue() == "evaluating [x]: 7 of 10 replies\n"
-    progress = ProgressLine(console, 20)
-    progress.wrote(5, 16)
+    TerminalReporter(console, Stage2(max_steps=20), StopOnSignal()).count(5, 16)
     assert said.getvalue().endswith("5 of 16 replies\n")
 
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from scorefast.errors import UserError
@@ -34,6 +34,16 @@ def write_file(path: Path, content: str | bytes) -> None:
         beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_aside(path: Path, write: Callable[[], None], note: Callable[[str], None]) -> bool:
+    """Whether `write` wrote a file that nothing depends on. Where it did not, `note` is told in one line."""
+    try:
+        write()
+    except OSError as error:
+        note(f"{path}: not written: {error.strerror}")
+        return False
+    return True
 
 
 def sync_folder(folder: Path) -> None:

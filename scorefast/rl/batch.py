@@ -10,12 +10,14 @@ from torch import Tensor
 from scorefast.rl.objective import TurnCoefficients
 from scorefast.rl.trajectory import Trajectory
 
+Batch = dict[str, Tensor]  # what `collate` makes: a dict, because the Trainer moves those to the device
 
-def collate(trajectories: Sequence[Trajectory], coefs: TurnCoefficients, pad: int) -> dict[str, Tensor]:
-    """Right-padded training tensors: input_ids, attention_mask, turn (B, T) and pg_coef, kl_coef (B, T) float32, with a
-    row for each sequence of each trajectory, in order.
 
-    A coefficient stands at its token's own position; it is 0 on context and padding.
+def collate(trajectories: Sequence[Trajectory], coefs: TurnCoefficients, pad: int) -> Batch:
+    """Right-padded training tensors with a row for each sequence of each trajectory, in order.
+
+    input_ids, attention_mask, turn: (B, T) int64; turn is 0 on context and padding. pg_coef, kl_coef: (B, T) float32,
+    each at its token's own position, 0 on context and padding.
     """
     rows = [(i, sequence) for i, trajectory in enumerate(trajectories) for sequence in trajectory.sequences]
     b, t = len(rows), max(sum(len(ids) for _, ids in sequence) for _, sequence in rows)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 
 from scorefast.data.example import Example
 from scorefast.errors import UserError
 from scorefast.grading.answer import Grade
 from scorefast.model.chat_format import ChatFormat
-from scorefast.model.generate import generate
-from scorefast.model.policy import Policy
 from scorefast.recipe import Recipe
 from scorefast.rl.rollout import Generate, first_attempts, second_attempts
 from scorefast.rl.trajectory import Trajectory
@@ -51,15 +48,3 @@ def require_room(needed: int, question: str, recipe: Recipe) -> None:
             f"question {question[:60]!r}: needs up to {needed} tokens in two turns, model.max_seq_length is "
             f"{recipe.model.max_seq_length}; raise it, lower rollout.max_new_tokens, or drop the question"
         )
-
-
-def decode_with(policy: Policy, recipe: Recipe, temperature: float, count: Callable[[int], None]) -> Generate:
-    settings = recipe.rollout
-    return partial(
-        generate,
-        policy,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=temperature,
-        batch_size=settings.batch_size,
-        on_replies=count,
-    )

@@ -10,7 +10,7 @@ WINDOW = 5  # steps that a figure is averaged over, now and at the beginning
 SOLVED = 0.98  # where second attempts are this accurate, attempts that all look alike are no bad sign
 
 NEEDED = {"truncated", "acc_t2", "changed", "edit_distance", "advantage_zero", "length_t2"}
-# What to turn, by sign; {stage} is the section of the recipe.
+# What to turn, by sign; {stage} is the stage of the recipe.
 TURN = {
     "cut": "raise rollout.max_new_tokens",
     "repeats": "raise {stage}.learning_rate or rollout.temperature; Stage II: raise stage2.alpha, or start it from a "
@@ -63,8 +63,8 @@ def signs(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
-def what_to_turn(name: str, section: str) -> str:
-    return TURN.get(name, "").format(stage=section)
+def what_to_turn(name: str, stage: str) -> str:
+    return TURN.get(name, "").format(stage=stage)
 
 
 def skipped_in_a_row(history: Sequence[Mapping[str, Any]]) -> int:

@@ -32,16 +32,6 @@ class TurnCoefficients:
         return TurnCoefficients(self.pg[rows], self.kl[rows])
 
 
-def is_on_policy(stage: Stage1 | Stage2) -> bool:
-    """False where the second attempt is the data's correct answer instead of a sample."""
-    return not (isinstance(stage, Stage1) and stage.method == "supervised")
-
-
-def turns_sampled(stage: Stage1 | Stage2) -> int:
-    """How many attempts of a trajectory the model writes: 2; in supervised runs the first alone, or none."""
-    return 2 if is_on_policy(stage) else int(isinstance(stage, Stage1) and stage.first_attempt == "sampled")
-
-
 def turn_rewards(
     stage: Stage1 | Stage2,
     first: Sequence[Grade],
@@ -96,7 +86,7 @@ def coefficients(stage: Stage1 | Stage2, advantages: Tensor) -> TurnCoefficients
         kl = (stage.beta1, stage.beta1)
     else:
         kl = (stage.beta2, stage.beta1 if stage.method == "score" else 0.0)
-    pg = advantages if is_on_policy(stage) else torch.tensor([[0.0, 1.0]]).expand(b, 2)
+    pg = advantages if stage.on_policy else torch.tensor([[0.0, 1.0]]).expand(b, 2)
     return TurnCoefficients(pg, torch.tensor([kl], dtype=torch.float32).expand(b, 2))
 
 

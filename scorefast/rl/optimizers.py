@@ -17,32 +17,31 @@ from transformers.training_args import OptimizerNames
 
 from scorefast.errors import UserError
 from scorefast.files.text import one_line, shortened
-from scorefast.recipe import Recipe
+from scorefast.recipe import Recipe, Stage1, Stage2
 from scorefast.rl.schedule import training_arguments
 
 PARAMETERS = 2**17  # bitsandbytes pages and quantises only what is larger than some 100,000
 BY_METRIC = ("reduce_lr_on_plateau", "greedy")  # they follow a validation metric, and the Trainer has none chosen
 
 
-def require_usable(recipe: Recipe, section: str, *, elsewhere: bool = False) -> None:
+def require_usable(recipe: Recipe, stage: Stage1 | Stage2, *, elsewhere: bool = False) -> None:
     """Make them for one parameter, take a step of each, save their state and load it as `--resume` does.
 
     elsewhere: the run is planned for another machine, so that a package may be missing here. Raises UserError where one
     of them is unknown, or needs a package, an argument, or a metric that this run has not.
     """
-    stage = getattr(recipe, section)
     for key, kind in (("optimizer", OptimizerNames), ("lr_scheduler", SchedulerType)):
         try:
             kind(getattr(stage, key))
         except ValueError as error:
-            raise UserError(f"{section}.{key}: {error}") from None
+            raise UserError(f"{stage.name}.{key}: {error}") from None
     if stage.lr_scheduler in BY_METRIC:
         why = ValueError("it follows a metric, and a run has none for it")
-        raise _unusable(f"{section}.lr_scheduler", stage.lr_scheduler, why, "constant or cosine")
+        raise _unusable(f"{stage.name}.lr_scheduler", stage.lr_scheduler, why, "constant or cosine")
     try:
         arguments = training_arguments(recipe, stage, Path("runs"), validate=True)
     except (ValueError, TypeError, ImportError) as error:
-        raise UserError(f"{section}: {one_line(error)}") from None
+        raise UserError(f"{stage.name}: {one_line(error)}") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -50,13 +49,15 @@ def require_usable(recipe: Recipe, section: str, *, elsewhere: bool = False) -> 
         except Exception as error:  # of any of a dozen packages
             if elsewhere and isinstance(error, ImportError):
                 return
-            raise _unusable(f"{section}.optimizer", stage.optimizer, error, "adamw_torch, adafactor or sgd") from None
+            raise _unusable(
+                f"{stage.name}.optimizer", stage.optimizer, error, "adamw_torch, adafactor or sgd"
+            ) from None
         try:
             scheduler = get_scheduler(stage.lr_scheduler, optimizer, stage.warmup_steps, stage.max_steps)
             scheduler.step()
             scheduler.load_state_dict(_saved(scheduler))
         except Exception as error:
-            raise _unusable(f"{section}.lr_scheduler", stage.lr_scheduler, error, "constant or cosine") from None
+            raise _unusable(f"{stage.name}.lr_scheduler", stage.lr_scheduler, error, "constant or cosine") from None
 
 
 def _unusable(key: str, name: str, error: Exception, others: str) -> UserError:

@@ -3,13 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from scorefast.data.example import Example
 from scorefast.model.chat_format import ChatFormat
+from scorefast.model.generate import generate
+from scorefast.model.policy import Policy
+from scorefast.recipe import Rollout, Stage1, Stage2
 from scorefast.rl.trajectory import Attempt, Trajectory, attempt, data_attempt
 
 # Prompts in, the new tokens of each out (closing token included where one was sampled).
 Generate = Callable[[Sequence[list[int]]], list[list[int]]]
+RollOut = Callable[[Generate, ChatFormat, Sequence[Example]], list[Trajectory]]
+
+
+def generator(
+    policy: Policy,
+    rollout: Rollout,
+    temperature: float,
+    *,
+    batch_size: int | None = None,
+    on_token: Callable[[], None] | None = None,
+    on_replies: Callable[[int], None] = lambda count: None,
+) -> Generate:
+    """`generate` with the settings of a recipe. temperature 0 is greedy. batch_size: by default the recipe's."""
+    return partial(
+        generate,
+        policy,
+        max_new_tokens=rollout.max_new_tokens,
+        temperature=temperature,
+        batch_size=batch_size or rollout.batch_size,
+        on_token=on_token,
+        on_replies=on_replies,
+    )
+
+
+def roll_out(stage: Stage1 | Stage2) -> RollOut:
+    """How a stage makes its trajectories, one for each example: repeat an example to sample it more than once.
+
+    On-policy: the model writes both attempts. Supervised: the second attempt is the data's correct answer, and the
+    first one is sampled or the data's original answer.
+    """
+    if stage.on_policy:
+        return two_turn_rollout
+    return sampled_then_corrected if stage.turns_sampled == 1 else given_then_corrected
+
+
+def two_turn_rollout(generate: Generate, chat: ChatFormat, examples: Sequence[Example]) -> list[Trajectory]:
+    return second_attempts(generate, chat, examples, first_attempts(generate, chat, examples))
+
+
+def sampled_then_corrected(generate: Generate, chat: ChatFormat, examples: Sequence[Example]) -> list[Trajectory]:
+    return supervised_trajectories(chat, examples, first_attempts(generate, chat, examples))
+
+
+def given_then_corrected(generate: Generate, chat: ChatFormat, examples: Sequence[Example]) -> list[Trajectory]:
+    return supervised_trajectories(chat, examples, [data_attempt(chat, e.original_answer or "") for e in examples])
 
 
 def first_attempts(generate: Generate, chat: ChatFormat, examples: Sequence[Example]) -> list[Attempt]:
@@ -24,19 +73,14 @@ def second_attempts(
     return [_joined(chat, e, y1, attempt(chat, y2)) for e, y1, y2 in zip(examples, first, replies, strict=True)]
 
 
-def _joined(chat: ChatFormat, example: Example, first: Attempt, second: Attempt) -> Trajectory:
-    retold = chat.prompt(example.question, first.ids) if chat.retells else None
-    prompt, bridge = chat.first_turn(example.question), chat.next_turn(first.ids)
-    return Trajectory(example, prompt, first, bridge, second, retold)
-
-
-def two_turn_rollout(generate: Generate, chat: ChatFormat, examples: Sequence[Example]) -> list[Trajectory]:
-    """One trajectory an example: repeat an example to sample it more than once."""
-    return second_attempts(generate, chat, examples, first_attempts(generate, chat, examples))
-
-
 def supervised_trajectories(
     chat: ChatFormat, examples: Sequence[Example], first: Sequence[Attempt]
 ) -> list[Trajectory]:
     """Trajectories whose second attempt is the data's correct answer."""
     return [_joined(chat, e, y1, data_attempt(chat, e.correct_answer)) for e, y1 in zip(examples, first, strict=True)]
+
+
+def _joined(chat: ChatFormat, example: Example, first: Attempt, second: Attempt) -> Trajectory:
+    retold = chat.prompt(example.question, first.ids) if chat.retells else None
+    prompt, bridge = chat.first_turn(example.question), chat.next_turn(first.ids)
+    return Trajectory(example, prompt, first, bridge, second, retold)

@@ -10,7 +10,6 @@ from transformers import TrainingArguments
 
 from scorefast.errors import UserError
 from scorefast.recipe import Recipe, Stage1, Stage2
-from scorefast.rl.objective import is_on_policy
 
 
 class QuestionOrder(Dataset[int]):
@@ -20,8 +19,8 @@ class QuestionOrder(Dataset[int]):
     resumed or prolonged. Questions are shuffled anew for each pass over the data.
     """
 
-    def __init__(self, questions: int, stage: Stage1 | Stage2, samples: int, seed: int):
-        self.samples = samples
+    def __init__(self, questions: int, stage: Stage1 | Stage2, seed: int):
+        self.samples = stage.samples
         needed = stage.max_steps * stage.questions_per_step
         passes = -(-needed // questions)
         generator = torch.Generator().manual_seed(seed)
@@ -35,20 +34,15 @@ class QuestionOrder(Dataset[int]):
         return self.order[slot // self.samples]
 
 
-def samples_per_question(stage: Stage1 | Stage2) -> int:
-    return stage.samples_per_question if is_on_policy(stage) else 1
-
-
-def micro_batch_size(stage: Stage1 | Stage2, section: str, processes: int = 1) -> int:
+def micro_batch_size(stage: Stage1 | Stage2, processes: int = 1) -> int:
     """The largest size up to the recipe's that cuts a process's share of a step evenly.
 
     Raises UserError where a step cannot be shared evenly between processes.
     """
-    trajectories = stage.questions_per_step * samples_per_question(stage)
-    share, rest = divmod(trajectories, processes)
+    share, rest = divmod(stage.trajectories, processes)
     if rest:
         raise UserError(
-            f"{section}: a step's {trajectories} trajectories (questions_per_step x samples_per_question) "
+            f"{stage.name}: a step's {stage.trajectories} trajectories (questions_per_step x samples_per_question) "
             f"cannot be shared evenly by {processes} processes"
         )
     return max(size for size in range(1, min(stage.micro_batch_size, share) + 1) if share % size == 0)

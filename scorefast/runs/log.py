@@ -14,6 +14,8 @@ from scorefast.files.atomic import is_own_file
 from scorefast.files.bounded import LARGEST_JSON
 from scorefast.runs.layout import METRICS
 
+Metrics = dict[str, Any]  # a line of the log: its step, and numbers by name; null where one was not finite
+
 STEP_BYTES = 2**13  # the most that the log may take of a step: its line has 600, that of a validation 300
 
 
@@ -29,7 +31,7 @@ def metrics_lines(run: Path) -> list[bytes]:
     return [line for line in lines if line.endswith(b"\n")]
 
 
-def read_metrics(folder: Path, bound: int | None = None) -> list[dict[str, Any]]:
+def read_metrics(folder: Path, bound: int | None = None) -> list[Metrics]:
     """The log of a run, or that in a checkpoint. Raises UserError where it has more than `bound` bytes, and naming a
     line that is none of a log."""
     path, found = folder / METRICS, []
@@ -49,9 +51,7 @@ def _is_figure(value: Any) -> bool:
     return value is None or isinstance(value, int | float)
 
 
-def metrics_until(
-    run: Path, step: int, history: Sequence[dict[str, Any]], bound: int
-) -> tuple[list[dict[str, Any]], str | None]:
+def metrics_until(run: Path, step: int, history: Sequence[Metrics], bound: int) -> tuple[list[Metrics], str | None]:
     """The lines of metrics.jsonl up to that step, and None; or, where it is damaged or lacks a step, what the
     checkpoint of that step keeps of the same (history), and what is wrong with the file."""
     if step == 0:  # nothing to go on from: begun anew, the first validation too
@@ -64,7 +64,7 @@ def metrics_until(
     return (list(history), f"{run / METRICS}: lacks step {min(lacking)}") if lacking else (lines, None)
 
 
-def metrics_line(values: dict[str, Any]) -> str:
+def metrics_line(values: Metrics) -> str:
     """Strict JSON: NaN and infinities, which it has not, are null."""
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
     return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 from scorefast.recipe import Recipe, model_path
 
 
-def model_card(recipe: Recipe, section: str) -> str:
+def model_card(recipe: Recipe, stage: str) -> str:
     """README.md of a checkpoint, with the Hub's metadata; of its figures it says no more than where they stand."""
     adapter = recipe.model.tuning == "lora"
     known = {
@@ -24,7 +24,7 @@ def model_card(recipe: Recipe, section: str) -> str:
 
 # {"A LoRA adapter of" if adapter else "A model tuned from"} {recipe.model.name}, trained to look at its answer again
 
-Trained by scorefast, {section} ([SCoRe](https://arxiv.org/abs/2409.12917)): how, says `recipe.yaml` and its run's
+Trained by scorefast, {stage} ([SCoRe](https://arxiv.org/abs/2409.12917)): how, says `recipe.yaml` and its run's
 `run.json`; what it did meanwhile, its run's `metrics.jsonl`. What it can do on held-out questions was measured where
 there is a `report.json`.
 

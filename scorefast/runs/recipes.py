@@ -3,15 +3,13 @@ it; and what a folder of somebody else's may not choose. Imports no torch."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
 
 from scorefast.errors import UserError
-from scorefast.recipe import EMBEDDED_MODELS, GraderName, Recipe, load_recipe, may_be_of_the_hub, model_path
+from scorefast.recipe import EMBEDDED_MODELS, Recipe, load_recipe, may_be_of_the_hub, model_path
 from scorefast.runs.checkpoint import Checkpoint, find_base
 from scorefast.runs.layout import RECIPE
 from scorefast.runs.resume import changes_allowed
@@ -37,7 +35,7 @@ def chosen_recipe(source: str, overrides: list[str], start: Checkpoint | None, n
     return _with_its_model(recipe)
 
 
-def resumed_recipe(run: Path, section: str, source: str, overrides: list[str], note: Note) -> Recipe:
+def resumed_recipe(run: Path, stage: str, source: str, overrides: list[str], note: Note) -> Recipe:
     """The run's own recipe, or what the flags make of it where nothing changes that must not."""
     began = load_recipe(str(run / RECIPE))
     if source == "auto":
@@ -46,7 +44,7 @@ def resumed_recipe(run: Path, section: str, source: str, overrides: list[str], n
         note(f"recipe: that of {run}")
     else:
         wanted = load_recipe(source, overrides)
-    for key, (before, after) in changes_allowed(run, section, began, wanted).items():
+    for key, (before, after) in changes_allowed(run, stage, began, wanted).items():
         note(f"{key}: {before!r} so far, {after!r} from here on")
     find_base(run, wanted.model.name)
     return _with_its_model(wanted)
@@ -113,36 +111,3 @@ def where_the_model_is(name: str) -> str | None:
         return f"model: {name}, the folder {path}, where its run had it"
     hidden = ", not the hub's model of that name"
     return f"model: {name}, the folder {Path(name).absolute()}{hidden}" if may_be_of_the_hub(name) else None
-
-
-def data_flags(
-    columns: str | None, on_error: str | None, grader: str | None = None, reward: str | None = None
-) -> list[str]:
-    """Flags that are short for `--set`."""
-    overrides = []
-    for pair in (columns or "").split(","):
-        ours, equals, theirs = pair.partition("=")
-        if equals and ours.strip() and theirs.strip():
-            overrides.append(f"data.columns.{ours.strip()}={json.dumps(theirs.strip())}")
-        elif columns is not None:
-            raise UserError(f"--columns {columns}: expected ours=yours,..., for example question=problem")
-    if on_error not in (None, "stop", "skip"):
-        raise UserError(f"--on-error {on_error}: expected stop or skip")
-    if on_error is not None:
-        overrides.append(f"data.on_error={on_error}")
-    if grader is not None:
-        overrides.append(f"reward.grader={grader_name(grader)}")
-    return overrides + ([f"reward.function={json.dumps(_whole_path(reward))}"] if reward is not None else [])
-
-
-def _whole_path(reward: str) -> str:
-    """Of `file.py:function` the whole path, so that a run can be continued from another folder."""
-    where, _, function = reward.rpartition(":")
-    return f"{Path(where).expanduser().resolve()}:{function}" if where.endswith(".py") else reward
-
-
-def grader_name(text: str | None) -> Any:
-    names = get_args(GraderName)
-    if text is not None and text not in names:
-        raise UserError(f"--grader {text}: expected one of {', '.join(names)}")
-    return text or "auto"

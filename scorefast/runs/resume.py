@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from scorefast import __version__
 from scorefast.errors import UserError
-from scorefast.files.atomic import file_sha256, write_file
+from scorefast.files.atomic import file_sha256, is_own_file, write_file
 from scorefast.files.bounded import read_json
-from scorefast.files.model_folder import fingerprint
-from scorefast.files.seal import SEAL
-from scorefast.recipe import EMBEDDED_MODELS, Recipe, dump_recipe, flat, load_recipe, model_path
-from scorefast.runs.checkpoint import Checkpoint
-from scorefast.runs.layout import RECIPE, RUN
+from scorefast.files.model_folder import fingerprint, require_sound_folder
+from scorefast.files.seal import SEAL, damage
+from scorefast.files.text import shortened
+from scorefast.recipe import (
+    EMBEDDED_MODELS,
+    Recipe,
+    Stage1,
+    Stage2,
+    dump_recipe,
+    flat,
+    load_recipe,
+    model_path,
+)
+from scorefast.runs.checkpoint import Checkpoint, find_last
+from scorefast.runs.layout import METRICS, RECIPE, RUN, step_of
+from scorefast.runs.log import Metrics, log_bound, metrics_until, read_metrics
 
 # What may change where a run is resumed: how it is cut into pieces, watched and stored. Sampling in other batches and
 # other micro-batches change a run by rounding and by which samples are drawn, not in what it optimises.
@@ -78,26 +92,81 @@ def change_recipe(folder: Path, recipe: Recipe) -> None:
         write_file(folder / RECIPE, dump_recipe(recipe))
 
 
-def changes_allowed(folder: Path, section: str, began: Recipe, wanted: Recipe) -> dict[str, tuple[Any, Any]]:
+def changes_allowed(folder: Path, stage: str, began: Recipe, wanted: Recipe) -> dict[str, tuple[Any, Any]]:
     """{key: (value it began with, value wanted)}. Raises UserError naming a key that must not change in a run.
 
     Keys of the other stage are of no account. Steps may be added where the learning rate does not depend on their
     number.
     """
     ours, theirs = flat(began), flat(wanted)
-    other = "stage1." if section == "stage2" else "stage2."
+    other = "stage1." if stage == "stage2" else "stage2."
     changed = {k: (ours.get(k), theirs.get(k)) for k in ours | theirs if ours.get(k) != theirs.get(k)}
     changed = {k: v for k, v in changed.items() if not k.startswith(other)}
-    may = (*MAY_CHANGE, *(f"{section}.{name}" for name in OF_A_STAGE))
+    may = (*MAY_CHANGE, *(f"{stage}.{name}" for name in OF_A_STAGE))
     for key, (before, after) in changed.items():
         if not key.startswith(may):
             raise UserError(
                 f"{folder}: began with {key} = {before!r}, not {after!r}: a resumed run keeps it; start another run "
                 f"in a new --out"
             )
-    scheduler = ours[f"{section}.lr_scheduler"]
-    if f"{section}.max_steps" in changed and not scheduler.startswith("constant"):
-        raise UserError(
-            f"{folder}: {section}.max_steps cannot change, because lr_scheduler = {scheduler} depends on it"
-        )
+    scheduler = ours[f"{stage}.lr_scheduler"]
+    if f"{stage}.max_steps" in changed and not scheduler.startswith("constant"):
+        raise UserError(f"{folder}: {stage}.max_steps cannot change, because lr_scheduler = {scheduler} depends on it")
     return changed
+
+
+def find_resumable(
+    folder: Path, stage: Stage1 | Stage2, recipe: Recipe, note: Callable[[str], None]
+) -> tuple[Path | None, list[Metrics]]:
+    """(the checkpoint to resume from, the metrics up to it). `note` is told what is passed over or written anew.
+
+    Raises UserError where the run cannot go on as asked; changes nothing.
+    """
+    last, passed_over = find_last(folder)
+    for line in passed_over:
+        note(line)
+    if last is None:
+        if damage(folder) is None:
+            raise UserError(f"{folder}: has finished, and has no checkpoint left to go on from; take another --out")
+        if passed_over:
+            note("no whole checkpoint is left: the run begins again")
+        return None, []
+    if step_of(last) > stage.max_steps:
+        raise UserError(f"{last}: the run is already past {stage.name}.max_steps = {stage.max_steps}")
+    if (last / RECIPE).is_file():  # sealed with what it was trained by; the run's own can be edited
+        changes_allowed(folder, stage.name, load_recipe(str(last / RECIPE)), recipe)
+    metrics, damaged = metrics_until(folder, step_of(last), require_resumable(last), log_bound(stage.max_steps))
+    if damaged:
+        note(f"{damaged}; written anew from {last}")
+    return last, metrics
+
+
+def require_resumable(last: Path) -> list[Metrics]:
+    """The log up to that checkpoint, which holds it: one of an earlier version in trainer_state.json. Raises UserError
+    where the checkpoint holds what is not to be loaded."""
+    require_sound_folder(last)
+    path = last / "trainer_state.json"
+    state = read_json(path, log_bound(step_of(last)))
+    try:
+        _saved_state().model_validate(state)
+        history = [{"step": line["step"], **line} for line in state["log_history"] if "train_runtime" not in line]
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = shortened(".".join(map(str, problem["loc"])), 100)
+        raise UserError(f"{path}: not a state of the Trainer: {key}: {problem['msg']}") from None
+    except KeyError:
+        raise UserError(f"{path}: not a state of the Trainer: log_history has a line without its step") from None
+    if state["global_step"] != step_of(last):
+        raise UserError(f"{path}: is of step {state['global_step']}; its folder has been renamed; name it as it was")
+    return read_metrics(last, log_bound(step_of(last))) if is_own_file(last / METRICS) else history
+
+
+@cache
+def _saved_state() -> type[BaseModel]:
+    """What trainer_state.json may say: the Trainer itself takes values of any kind, and fails on them later."""
+    from transformers import TrainerState
+
+    kinds = get_type_hints(TrainerState) | {"train_batch_size": int, "stateful_callbacks": dict[str, Any]}
+    needed = ("global_step", "train_batch_size", "log_history")
+    fields: Any = {name: (kind, ... if name in needed else None) for name, kind in kinds.items()}
+    return create_model("SavedState", __config__=ConfigDict(strict=True, extra="forbid"), **fields)

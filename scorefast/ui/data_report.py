@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from scorefast.data.example import Dataset
 from scorefast.files.atomic import write_file
 from scorefast.files.text import printable, shortened
+from scorefast.grading.reward import check_references, chosen_grader
+from scorefast.recipe import GraderName
+from scorefast.ui.console import InertConsole
 from scorefast.ui.plots import pyplot_of_files
 from scorefast.ui.tables import percent
 
@@ -125,3 +130,17 @@ def _draw_lengths(figure: Any, lengths: dict[str, list[int]], limits: dict[str, 
         axes.hist(n, bins=min(40, max(n) - min(n) + 1), color="tab:blue")
         axes.axvline(limits[name], color="tab:red", linestyle="--")
         axes.set(title=name, xlabel="tokens", ylabel="rows")
+
+
+def print_read(console: InertConsole, dataset: Dataset, grader: GraderName) -> None:
+    """What was left out of a data set, and who grades it. Raises UserError where no row can ever be graded right."""
+    for reason, count in dataset.dropped.items():
+        first = next((row for row in dataset.dropped_rows if row.kind == reason), None)
+        where = f" (first: {first.file}:{first.line})" if first and first.line else ""
+        console.note(f"left out, {reason}: {count}{where}")
+    everything = [e for examples in dataset.splits.values() for e in examples]
+    for line in check_references(everything, grader, some=True):
+        console.note(line)
+    if grader == "auto":
+        chosen = Counter(chosen_grader(e, "auto") for e in everything)
+        console.note(f"grader: auto, so {', '.join(f'{name} for {n} rows' for name, n in chosen.most_common())}")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scorefast.files.text import printable
 
@@ -52,3 +52,12 @@ def counting(console: Console, what: str, total: int | None = None) -> Iterator[
 
     with bar:
         yield advance
+
+
+@contextlib.contextmanager
+def byte_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes read, on a terminal. Call what it gives with the bytes read so far and in all."""
+    columns = (TextColumn("reading"), BarColumn(bar_width=20), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("reading")
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -113,7 +113,7 @@ def print_before_and_after(console: Console, named: Sequence[tuple[str, Sequence
                 console.print(transcript(graded[i], name), end="")
 
 
-def print_signs(console: Console, metrics: Sequence[dict[str, Any]], section: str) -> None:
+def print_signs(console: Console, metrics: Sequence[dict[str, Any]], stage: str) -> None:
     """What went wrong in a run, and in which steps; nothing where nothing did."""
     found: dict[str, list[int]] = {}
     for line in metrics:
@@ -122,7 +122,7 @@ def print_signs(console: Console, metrics: Sequence[dict[str, Any]], section: st
                 found.setdefault(name.removeprefix("warning_"), []).append(line["step"])
     table = Table("", "steps", "first", "last", "what to turn", title="Warnings of this run", title_justify="left")
     for name, steps in found.items():
-        table.add_row(name, str(len(steps)), str(steps[0]), str(steps[-1]), what_to_turn(name, section))
+        table.add_row(name, str(len(steps)), str(steps[0]), str(steps[-1]), what_to_turn(name, stage))
     if found:
         console.print(table)
 

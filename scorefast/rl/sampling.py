@@ -1,0 +1,64 @@
+"""The policy's own attempts, seeded by step and process, with as many prompts at once as memory allows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from scorefast.data.example import Example
+from scorefast.model.policy import Policy
+from scorefast.recipe import Rollout, Stage1, Stage2
+from scorefast.rl.oom import AtOnce
+from scorefast.rl.reporter import Reporter
+from scorefast.rl.rollout import Generate, RollOut, generator
+from scorefast.rl.trajectory import Trajectory
+
+
+@dataclass
+class Sampler:
+    """Rolls out the policy. seconds: what the last call of `trajectories` took."""
+
+    policy: Policy
+    rollout: Rollout
+    stage: Stage1 | Stage2
+    roll_out: RollOut
+    seed: int
+    at_once: AtOnce
+    reporter: Reporter
+    seconds: float = 0.0
+
+    def trajectories(self, examples: Sequence[Example], step: int, rank: int) -> list[Trajectory]:
+        """One for each example. Samples depend on seed, step and process alone: a resumed run draws what the unbroken
+        one would have."""
+
+        def sample() -> list[Trajectory]:
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                torch.manual_seed((self.seed << 31) + (step << 10) + rank)
+                generate = self.generate(self.rollout.temperature, self.stage.turns_sampled * len(examples))
+                return self.roll_out(generate, self.policy.chat, examples)
+
+        began = time.perf_counter()
+        sampled = self.at_once.while_sampling(sample)
+        self.seconds = time.perf_counter() - began
+        return sampled
+
+    def generate(self, temperature: float, due: int) -> Generate:
+        """temperature 0 is greedy. due: how many replies are to be written with it."""
+        done = 0
+
+        def count(replies: int) -> None:
+            nonlocal done
+            done += replies
+            self.reporter.count(done, due)
+
+        return generator(
+            self.policy,
+            self.rollout,
+            temperature,
+            batch_size=self.at_once.prompts,
+            on_token=self.reporter.interrupt,
+            on_replies=count,
+        )

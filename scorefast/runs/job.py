@@ -1,0 +1,119 @@
+"""What a user asks of `stage1` or `stage2`, resolved once into a frozen job. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from scorefast.data.example import Dataset, Example
+from scorefast.data.load import content_sha256, load_dataset
+from scorefast.errors import UserError
+from scorefast.recipe import Recipe, Stage1, Stage2, StageName
+from scorefast.runs.checkpoint import Checkpoint, open_checkpoint, require_same_terms
+from scorefast.runs.folder import abandoned_where_it_fails, claimed, has_begun, lock_run, require_free
+from scorefast.runs.owner import Owner
+from scorefast.runs.processes import place
+from scorefast.runs.recipes import chosen_recipe, resumed_recipe
+from scorefast.runs.resume import require_same_beginning, start_provenance
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of the command, as given. start: of --from. overrides: of --set and of the flags short for it."""
+
+    name: StageName
+    data: str
+    start: str | None
+    recipe: str
+    overrides: list[str]
+    out: Path | None
+    resume: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a stage, everything about it decided.
+
+    folder: of the run; before `claim` the one that it will be given if that is still free. begun: whether the folder
+    holds this run already, which then goes on. facts: what run.json says of it.
+    """
+
+    name: StageName
+    recipe: Recipe
+    dataset: Dataset
+    start: Checkpoint | None
+    folder: Path
+    begun: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> Stage1 | Stage2:
+        return self.recipe.stage(self.name)
+
+    @property
+    def train(self) -> list[Example]:
+        """Raises UserError where there is none."""
+        return self.dataset.split("train", "training")
+
+    @property
+    def validation(self) -> list[Example]:
+        return self.dataset.splits["validation"][: self.recipe.eval.max_questions]
+
+    @property
+    def command(self) -> str:
+        """The command that continues it."""
+        words = ["scorefast", self.name, "--data", self.facts["data"]]
+        words += ["--from", str(self.start.path)] if self.start else []
+        words += ["--out", str(self.folder)]
+        words += ["--reward", self.recipe.reward.function] if self.recipe.reward.function else []
+        return shlex.join([*words, "--resume"])
+
+
+def resolve(
+    request: Request, note: Callable[[str], None], held: contextlib.ExitStack, *, dry_run: bool = False
+) -> tuple[Job, Owner]:
+    """Read and choose everything that the arguments name. A run that goes on is locked, and `held` lets it go.
+
+    Raises UserError naming the file, the row or the key.
+    """
+    out, alone = request.out, place().rank == 0
+    if request.resume and out is None:
+        raise UserError("--resume: name the run to continue with --out")
+    if place().processes > 1 and out is None:
+        raise UserError("several processes: name the run's folder with --out")
+    begun = out is not None and request.resume and has_begun(out)
+    folder = out or Path("runs") / request.name
+    owner = Owner(folder)
+    if begun and alone and not dry_run:
+        owner = held.enter_context(lock_run(folder))
+    elif not begun and alone:
+        require_free(out, resume=request.resume)
+
+    start = open_checkpoint(request.start) if request.start else None
+    facts = {"stage": request.name, "data_sha256": content_sha256(request.data), "data": request.data}
+    facts |= start_provenance(start)
+    if begun:
+        require_same_beginning(folder, facts)
+        recipe = resumed_recipe(folder, request.name, request.recipe, request.overrides, note)
+    else:
+        recipe = chosen_recipe(request.recipe, request.overrides, start, note, rewards=True)
+    if start is not None:
+        require_same_terms(start, recipe, to_train=True)
+    dataset = load_dataset(request.data, recipe.data, note)
+    return Job(request.name, recipe, dataset, start, folder, begun, facts), owner
+
+
+def claim(request: Request, job: Job, owner: Owner, held: contextlib.ExitStack) -> tuple[Job, Owner]:
+    """The job with a folder that is this process's own. Where it fails before anything was trained, the folder goes
+    again as `held` ends."""
+    if job.begun or place().rank != 0:
+        return job, owner
+    folder = held.enter_context(claimed(request.out, job.name, resume=request.resume))
+    owner = held.enter_context(lock_run(folder))
+    require_free(folder, resume=request.resume)  # once more: now nobody else can take it
+    held.enter_context(abandoned_where_it_fails(owner))
+    return replace(job, folder=folder), owner

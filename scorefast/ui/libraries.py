@@ -1,0 +1,72 @@
+"""The heavy libraries at work: offline by default, silent where asked, and away from stdout. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+
+from scorefast.errors import UserError
+from scorefast.recipe import Recipe
+from scorefast.runs.recipes import where_the_model_is
+from scorefast.ui.console import InertConsole
+from scorefast.ui.streams import away_from_working_directory
+
+ENVIRONMENT = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_VERBOSITY": "error",  # it would tell of every attempt to reach the hub
+    "DISABLE_SAFETENSORS_CONVERSION": "1",  # asked of the hub, where a model has no safetensors
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",  # drawn with control characters, which are not obeyed
+    "PYTHONSAFEPATH": "1",  # for processes that libraries start: nothing comes from the working directory
+}
+
+
+def keep_libraries_at_home() -> None:
+    """Switch off the libraries' statistics, and their code from the hub and from the working directory. Call it before
+    they are imported.
+
+    Where a package `kernels` is installed, bitsandbytes fetches a kernel during its import (on CPUs with AVX512-BF16),
+    and transformers fetches what a model's config names. Where none is, bitsandbytes warns. Python takes a module that
+    is None for one that is not installed.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    sys.modules["kernels"] = None  # type: ignore[assignment]
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def libraries_at_work(console: InertConsole, recipe: Recipe, *, dry_run: bool = False) -> Iterator[None]:
+    """Import the libraries that the recipe needs. Their chatter goes to stderr, or nowhere with --quiet; stdout stays
+    ours. On a dry run a backend that is missing is noted, and no error."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with contextlib.ExitStack() as stack:
+        noise = stack.enter_context(open(os.devnull, "w", encoding="utf-8")) if console.quiet else sys.stderr
+        stack.enter_context(contextlib.redirect_stdout(noise))
+        if console.quiet:
+            stack.enter_context(warnings.catch_warnings(action="ignore"))
+            stack.callback(logging.disable, logging.root.manager.disable)
+            logging.disable(logging.WARNING)
+        with console.status("loading libraries") if console.is_terminal else contextlib.nullcontext():
+            with away_from_working_directory():
+                from scorefast.model.backends import import_backend, resolve_backend
+
+            try:
+                if dry_run:
+                    resolve_backend(recipe.model)
+                else:
+                    import_backend(recipe.model)
+            except UserError as lack:
+                if not dry_run:
+                    raise
+                console.note(f"not to be run here: {lack}")
+            import transformers
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        if line := where_the_model_is(recipe.model.name):
+            console.note(line)
+        yield
