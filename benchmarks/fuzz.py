@@ -166,7 +166,7 @@ def _sound_prepared() -> Path:
 def _read(path: Path) -> None:
     from scorefast.data.example import Dropped
     from scorefast.data.reading import Reading
-    from scorefast.recipe import Data
+    from scorefast.schema import Data
 
     reading = Reading(str(path), Data(on_error="skip"))
     rows = sum(1 if isinstance(part, Dropped) else len(part.lines) for part in _counted(reading))
@@ -258,16 +258,17 @@ def generation(data: bytes) -> None:
 
 def run_(data: bytes) -> None:
     """A run of two steps resumed after its first."""
-    from scorefast.cli import _stage
+    from scorefast.cli import run_stage
     from scorefast.errors import RunError, UserError
     from scorefast.files.seal import SEAL, seal
+    from scorefast.runs.job import Request
 
     folder = _damaged("run", _sound_run(), data)
     if SEAL.encode() not in data:
         seal(folder / "checkpoint-1")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            _stage("stage1", str(scratch() / "few.csv"), None, "auto", [], folder, True, False, True)
+            run_stage(Request("stage1", str(scratch() / "few.csv"), None, "auto", [], folder, True), quiet=True)
     except RunError as error:  # found while it trained, and said in one line as well
         raise UserError(str(error)) from None
 
@@ -335,7 +336,8 @@ def _sound_checkpoint() -> Path:
 @cache
 def _sound_run() -> Path:
     """Of one step on the first questions of the shipped data; a second is left to do."""
-    from scorefast.cli import _stage
+    from scorefast.cli import run_stage
+    from scorefast.runs.job import Request
 
     shipped = (HERE.parent / "data" / "score.csv").read_text(encoding="utf-8").splitlines(keepends=True)
     (scratch() / "few.csv").write_text("".join(shipped[:60]), encoding="utf-8")
@@ -343,7 +345,7 @@ def _sound_run() -> Path:
     folder = scratch() / "run"
     with contextlib.redirect_stdout(io.StringIO()):
         few = [*sizes, "eval.max_questions=1"]
-        _stage("stage1", str(scratch() / "few.csv"), None, "tiny-cpu", few, folder, False, False, True)
+        run_stage(Request("stage1", str(scratch() / "few.csv"), None, "tiny-cpu", few, folder, False), quiet=True)
     shutil.rmtree(folder / "checkpoint-2")
     return folder
 

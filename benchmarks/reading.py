@@ -43,12 +43,13 @@ from scorefast.model.chat_format import ChatFormat
 from scorefast.model.generate import generate
 from scorefast.model.load import load_policy
 from scorefast.model.tokenizer import load_tokenizer
-from scorefast.recipe import Recipe, load_recipe, model_path
+from scorefast.recipe import load_recipe, model_path
 from scorefast.rl.evaluate import grade_all
 from scorefast.rl.rollout import Generate, first_attempts, second_attempts
 from scorefast.rl.trainer import ScoreTrainer
 from scorefast.rl.trajectory import Trajectory, attempt, data_attempt
 from scorefast.runs.checkpoint import open_checkpoint
+from scorefast.schema import Recipe
 from scorefast.stats import summarize, wilson
 
 ROOT = Path(__file__).parent.parent

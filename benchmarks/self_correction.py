@@ -45,11 +45,12 @@ from scorefast.grading.grade import grade
 from scorefast.model.generate import generate
 from scorefast.model.load import load_policy
 from scorefast.probe import probe
-from scorefast.recipe import Recipe, load_recipe
+from scorefast.recipe import load_recipe
 from scorefast.rl.evaluate import evaluate, grade_all
 from scorefast.rl.rollout import two_turn_rollout
 from scorefast.runs.checkpoint import open_checkpoint
 from scorefast.runs.job import Job
+from scorefast.schema import Recipe
 from scorefast.stats import summarize
 
 ROOT = Path(__file__).parent.parent

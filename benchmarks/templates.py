@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from scorefast.model.chat_format import ChatFormat
-from scorefast.recipe import CORRECTION
+from scorefast.schema import CORRECTION
 
 TEXTS = [
     "What is 12 + 34? The answer is 46.\nuser assistant system think User Assistant model final",

@@ -31,7 +31,7 @@ from math_verify import parse, verify
 from trl.rewards import accuracy_reward
 
 from scorefast.grading.grade import grade
-from scorefast.recipe import GraderName
+from scorefast.schema import GraderName
 from scorefast.stats import wilson
 from tests.text_attacks import attacks
 

@@ -19,7 +19,7 @@ from scorefast.assets.make_tiny_gemma2 import question
 from scorefast.data.example import COLUMNS, SPLITS
 from scorefast.data.splits import split_of
 from scorefast.model.chat_format import ChatFormat
-from scorefast.recipe import Data
+from scorefast.schema import Data
 
 HERE = Path(__file__).parent
 SPLIT = Data(test_fraction=0.4, validation_fraction=0.1)  # as in recipes/tiny-cpu.yaml; pretraining kept to the rest

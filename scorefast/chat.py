@@ -20,8 +20,8 @@ from scorefast.errors import TooLong
 from scorefast.files.text import json_line, printable, shortened
 from scorefast.model.generate import generate
 from scorefast.model.policy import Policy
-from scorefast.recipe import Recipe
 from scorefast.rl.trajectory import attempt
+from scorefast.schema import Recipe
 from scorefast.ui.console import InertConsole
 
 HELP = """Type a question. The model answers, is asked to check itself, and answers again.

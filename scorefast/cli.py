@@ -15,9 +15,10 @@ import typer
 from scorefast import __version__
 from scorefast.errors import DONE, FAILURE, ReportNotWritten, UserError, outcome
 from scorefast.files.text import json_line, printable, shortened
-from scorefast.recipe import RECORDED_FOLDERS, GraderName, Recipe, StageName, dump_recipe
+from scorefast.recipe import RECORDED_FOLDERS, dump_recipe
 from scorefast.runs.processes import place
 from scorefast.runs.signals import leaving_on_signals
+from scorefast.schema import GraderName, Recipe, StageName
 from scorefast.ui.libraries import keep_libraries_at_home, libraries_at_work
 from scorefast.ui.options import (
     SOURCES,
@@ -203,7 +204,7 @@ def _stage_command(name: StageName, description: str) -> None:
         from scorefast.runs.job import Request
 
         changes = overrides(set_, seed, columns, on_error, grader, reward)
-        _train(Request(name, data, from_, recipe, changes, out, resume), dry_run, _console(quiet))
+        run_stage(Request(name, data, from_, recipe, changes, out, resume), dry_run=dry_run, quiet=quiet)
 
 
 _stage_command("stage1", "Stage I: reward the second attempt while the first is held near the original model.")
@@ -213,10 +214,12 @@ _stage_command(
 )
 
 
-def _train(request: Request, dry_run: bool, console: InertConsole) -> None:
+def run_stage(request: Request, *, dry_run: bool = False, quiet: bool = False) -> None:
+    """stage1 or stage2, from its arguments to the line on stdout."""
     from scorefast.runs.job import claim, resolve
     from scorefast.ui.data_report import print_read
 
+    console = _console(quiet)
     with contextlib.ExitStack() as held:
         job, owner = resolve(request, console.note, held, dry_run=dry_run)
         print_read(console, job.dataset, job.recipe.reward.grader)

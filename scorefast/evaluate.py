@@ -21,11 +21,11 @@ from scorefast.grading.reward import grade_example
 from scorefast.model.load import load_policy
 from scorefast.model.tokenizer import chat_format
 from scorefast.probe import probe
-from scorefast.recipe import Recipe
 from scorefast.rl.evaluate import evaluate, longest_conversation, require_room
 from scorefast.rl.rollout import generator
 from scorefast.runs.checkpoint import Checkpoint
 from scorefast.runs.folder import claim_run
+from scorefast.schema import Recipe
 from scorefast.stats import Graded, summarize
 from scorefast.ui.progress import counting
 from scorefast.ui.tables import gains_lines, print_before_and_after, probe_table, results_table, unsure_lines

@@ -24,9 +24,10 @@ from scorefast.model.chat_format import ChatFormat
 from scorefast.model.load import load_merged
 from scorefast.model.policy import settings_to_save
 from scorefast.model.tokenizer import chat_format
-from scorefast.recipe import Model, Recipe, load_recipe, model_path
+from scorefast.recipe import load_recipe, model_path
 from scorefast.runs.checkpoint import Checkpoint
 from scorefast.runs.layout import RECIPE
+from scorefast.schema import Model, Recipe
 from scorefast.ui.options import ExportFormat
 
 CONVERTER = "convert_hf_to_gguf.py"
@@ -45,7 +46,7 @@ def export_recipe(checkpoint: Checkpoint) -> Recipe:
 def _run_recipe(checkpoint: Checkpoint) -> Recipe:
     path = checkpoint.path.resolve()
     if checkpoint.recipe is None and path.name.startswith("checkpoint-") and (path.parent / RECIPE).is_file():
-        return load_recipe(str(path.parent / RECIPE))
+        return load_recipe(str(path.parent / RECIPE), saved=True)
     return checkpoint.recipe or Recipe(model=Model(name=checkpoint.base))
 
 

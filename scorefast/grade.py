@@ -13,7 +13,7 @@ from scorefast.files.bounded import DEEPEST, is_deep
 from scorefast.files.lines import bounded_lines, line_text, stdin_text
 from scorefast.files.text import shortened
 from scorefast.grading.grade import grade
-from scorefast.recipe import GraderName
+from scorefast.schema import GraderName
 
 
 def grade_lines(file: str, grader: GraderName) -> Iterator[tuple[int, dict[str, Any]]]:

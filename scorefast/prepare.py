@@ -27,9 +27,9 @@ from scorefast.data.reading import Kept, Reading, joined
 from scorefast.errors import UserError
 from scorefast.files.atomic import file_sha256, filled_at_the_end, write_aside, write_file
 from scorefast.grading.reward import check_references, chosen_grader, grade_example
-from scorefast.recipe import Recipe
 from scorefast.runs.folder import claimed
 from scorefast.runs.layout import DROPPED
+from scorefast.schema import Recipe
 from scorefast.stats import wilson
 from scorefast.ui.data_report import print_prepared, write_data_report
 from scorefast.ui.progress import Pulse, byte_progress

@@ -1,254 +1,38 @@
-"""The settings of a run: one frozen tree, read from YAML, overridden by `--set key=value`, saved as resolved.
+"""A recipe file: found, read with what it extends, overridden by `--set key=value`, validated, saved as resolved.
 
-Order of precedence: defaults below < recipe file < `--set` < command-line flags. Every key of every shipped
-recipe is commented in `recipes/`. Imports no torch.
+Order of precedence: defaults of the schema < the files that `extends` leads to < the recipe file < `--set` <
+command-line flags. `recipes/reference.yaml` has every key. Imports no torch.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
-from collections.abc import Collection
+import reprlib
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
 from scorefast.errors import UserError
 from scorefast.files.bounded import read_text
 from scorefast.files.bounded_yaml import LARGEST_RECIPE, parse_yaml
 from scorefast.files.text import shortened
-
-# The wording of the paper's mathematics prompt (arXiv 2409.12917, appendix), without its formatting demand.
-# It neither contains the answer nor says whether the first attempt was right.
-CORRECTION = (
-    "There might be an error in the solution above because of lack of understanding of the question. "
-    "Please correct the error, if any, and rewrite the solution."
-)
-# What the tokenizer itself passes to a template.
-RESERVED_OPTIONS = {"messages", "add_generation_prompt", "tools", "documents", "continue_final_message", "tokenize"}
+from scorefast.schema import Recipe
 
 PACKAGE = Path(__file__).parent
 EMBEDDED_MODELS = {name: PACKAGE / "assets" / name for name in ("tiny-gemma2", "tiny-gemma2-products")}
+EXTENDS = "extends"  # the key of a file that names the recipe it differs from
+REFERENCE = "reference"  # the shipped file of every key: it loads by its name, and is none to train by
+MOST_BASES = 5  # files that one recipe may extend, one after another
 
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-MOST_QUESTIONS = 10**8  # of a stage; their order is drawn before it begins
-NonNegative = Annotated[float, Field(ge=0.0)]
-Tag = Annotated[str, Field(min_length=1, max_length=50)]
-
-StageName = Literal["stage1", "stage2"]
-GraderName = Literal["auto", "text", "numeric", "math", "exact", "choice", "contains"]
+Layer = tuple[Path, dict[Any, Any]]  # a recipe file and what it states
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-
-class Lora(_Settings):
-    r: Positive = 16
-    alpha: Positive = 16
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-
-    @model_validator(mode="after")
-    def _leaves_the_head(self) -> Lora:
-        if {"lm_head", "embed_tokens"} & set(self.target_modules):
-            raise ValueError("lm_head and embed_tokens stay frozen: policy and reference share the output head")
-        return self
-
-
-class Model(_Settings):
-    name: str = "tiny-gemma2"
-    backend: Literal["auto", "transformers", "unsloth"] = "auto"
-    load_in_4bit: bool = False
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    max_seq_length: Positive = 2048
-    tuning: Literal["lora", "full"] = "lora"
-    lora: Lora = Lora()
-    gradient_checkpointing: bool = False
-
-    @model_validator(mode="after")
-    def _full_tuning_keeps_small_steps(self) -> Model:
-        if self.tuning == "full" and (self.load_in_4bit or self.dtype != "float32"):
-            raise ValueError("tuning: full needs dtype: float32 and load_in_4bit: false (small steps vanish in 16 bit)")
-        return self
-
-
-class Prompt(_Settings):
-    """What is asked, and how the chat template is filled; see scorefast.model.chat_format.ChatFormat."""
-
-    correction: Annotated[str, Field(min_length=1)] = CORRECTION
-    system: Annotated[str, Field(min_length=1)] | None = None
-    question: str = "{question}"
-    options: dict[str, bool | int | float | str] = {}
-    history: Literal["as_sampled", "as_template"] = "as_sampled"
-    thoughts: tuple[Tag, Tag] | None = None
-
-    @model_validator(mode="after")
-    def _asks_the_question(self) -> Prompt:
-        if self.question.count("{question}") != 1:
-            raise ValueError("question has to hold {question} once")
-        if reserved := RESERVED_OPTIONS & set(self.options):
-            raise ValueError(f"options: {min(reserved)} is passed to every template, and is no option of one")
-        return self
-
-
-class Data(_Settings):
-    test_fraction: Fraction = 0.2
-    validation_fraction: Fraction = 0.1
-    preset: Literal[
-        "auto", "score", "gsm8k", "qa", "math", "squad", "alpaca", "verl", "trl", "messages", "sharegpt"
-    ] = "auto"
-    columns: dict[str, str] = {}
-    encoding: str = "auto"
-    on_error: Literal["stop", "skip"] = "stop"
-    near_duplicates: Fraction = 0.8
-
-    @model_validator(mode="after")
-    def _leaves_something_to_train_on(self) -> Data:
-        if self.test_fraction + self.validation_fraction >= 1:
-            raise ValueError("test_fraction + validation_fraction must stay below 1")
-        return self
-
-
-class Reward(_Settings):
-    grader: GraderName = "auto"
-    function: str | None = None  # module:name or file.py:name, with TRL's signature
-
-
-class Rollout(_Settings):
-    max_new_tokens: Positive = 512
-    temperature: Annotated[float, Field(gt=0.0)] = 1.0
-    batch_size: Positive = 64
-
-
-class Loss(_Settings):
-    """How the loss is computed, not what it is; see scorefast.kernels.score_loss."""
-
-    impl: Literal["auto", "reference", "chunked", "triton"] = "auto"
-    buffer_mb: Positive | None = None
-    skip: Fraction = 0.0
-
-    @model_validator(mode="after")
-    def _only_triton_skips(self) -> Loss:
-        if self.skip and self.impl != "triton":
-            raise ValueError(f"skip = {self.skip} needs impl: triton (it is {self.impl})")
-        return self
-
-
-class Stage(_Settings):
-    """What both stages share: how long, how fast, how a step is cut, how strong the KL terms are."""
-
-    name: ClassVar[StageName]
-    max_steps: Positive = 100
-    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-5
-    lr_scheduler: str = "constant"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    optimizer: str = "adamw_torch"
-    weight_decay: NonNegative = 0.0
-    max_grad_norm: NonNegative = 1.0
-    questions_per_step: Positive = 16
-    samples_per_question: Annotated[int, Field(ge=2)] = 8
-    micro_batch_size: Positive = 8
-    normalize: Literal["trajectory", "token"] = "trajectory"
-    beta1: NonNegative = 0.01
-    save_steps: Positive = 50
-    save_total_limit: Positive = 2
-    eval_steps: Positive = 10
-    show_steps: Positive = 10
-    max_kl: Annotated[float, Field(gt=0.0)] = 5.0
-
-    @model_validator(mode="after")
-    def _comes_to_an_end(self) -> Stage:
-        if self.max_steps * self.questions_per_step > MOST_QUESTIONS:
-            raise ValueError(f"max_steps x questions_per_step is more than {MOST_QUESTIONS:,} questions")
-        return self
-
-    @property
-    def turns_sampled(self) -> int:
-        """How many attempts of a trajectory the model writes. The others come from the data."""
-        return 2
-
-    @property
-    def on_policy(self) -> bool:
-        """False where the second attempt is the data's correct answer."""
-        return self.turns_sampled == 2
-
-    @property
-    def samples(self) -> int:
-        """Trajectories of a question in a step: K, or 1 where nothing has to be compared."""
-        return self.samples_per_question if self.on_policy else 1
-
-    @property
-    def trajectories(self) -> int:
-        """Trajectories of a step."""
-        return self.questions_per_step * self.samples
-
-
-class Stage1(Stage):
-    name = "stage1"
-    method: Literal["score", "supervised"] = "score"
-    beta2: NonNegative = 0.1
-    first_attempt: Literal["data", "sampled"] = "data"
-
-    @property
-    def turns_sampled(self) -> int:
-        if self.method == "score":
-            return 2
-        return int(self.first_attempt == "sampled")
-
-
-class OriginReward(_Settings):
-    """The origin's reward of a second attempt, by what it did to the first."""
-
-    corrected: float = 1.0
-    partial: float = 0.5
-    kept: float = 0.0
-    unchanged: float = -0.5
-    worse: float = -1.0
-
-
-class Stage2(Stage):
-    name = "stage2"
-    shaping: Literal["paper", "origin"] = "paper"
-    alpha: NonNegative = 10.0
-    origin: OriginReward = OriginReward()
-
-
-class Eval(_Settings):
-    max_questions: Positive = 2000
-    bootstrap_samples: Annotated[int, Field(ge=1, le=10**6)] = 10_000
-
-
-class Recipe(_Settings):
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    model: Model = Model()
-    prompt: Prompt = Prompt()
-    data: Data = Data()
-    reward: Reward = Reward()
-    rollout: Rollout = Rollout()
-    loss: Loss = Loss()
-    stage1: Stage1 = Stage1()
-    stage2: Stage2 = Stage2()
-    eval: Eval = Eval()
-    report_to: str = "none"
-
-    def stage(self, name: StageName) -> Stage1 | Stage2:
-        return self.stage1 if name == "stage1" else self.stage2
-
-    @model_validator(mode="after")
-    def _replies_fit(self) -> Recipe:
-        if 2 * self.rollout.max_new_tokens >= self.model.max_seq_length:
-            raise ValueError(
-                f"two attempts of rollout.max_new_tokens = {self.rollout.max_new_tokens} do not fit "
-                f"model.max_seq_length = {self.model.max_seq_length} together with a question"
-            )
-        return self
-
-
-# Folders by the relative names that a run has for them, where its run.json says they lie; see runs.find_base.
+# Folders by the relative names that a run has for them, where its run.json says they lie; `find_base` fills it.
 RECORDED_FOLDERS: dict[str, str] = {}
 
 
@@ -269,49 +53,121 @@ def recipe_folder() -> Path:
 
 
 def shipped_recipes() -> list[str]:
-    return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+    """Names of the recipes to train by."""
+    return sorted(path.stem for path in recipe_folder().glob("*.yaml") if path.stem != REFERENCE)
 
 
-def load_recipe(source: str, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(source: str, overrides: list[str] | None = None, *, saved: bool = False) -> Recipe:
     """The recipe of that file or shipped name, with `key.path=value` overrides (values are YAML).
+
+    A file with `extends: NAME` states only what differs from another: a shipped recipe, or a .yaml file by its path
+    from this one. Mappings merge key by key, also data.columns, prompt.options and stage2.origin; lists, scalars and
+    null replace. saved: the file was saved by a run or a checkpoint and is whole; `extends` in it is refused, as the
+    folder may be somebody else's and must not have files read out of other places.
 
     Raises UserError naming the file and the key, with the nearest known key where one is unknown.
     """
-    path = Path(source)
-    if path.suffix not in {".yaml", ".yml"}:
-        path = recipe_folder() / f"{source}.yaml"
-        if not path.is_file():
-            raise UserError(f"no recipe {source!r}: give a .yaml file or one of {', '.join(shipped_recipes())}")
-    try:
-        tree = parse_yaml(read_text(path, LARGEST_RECIPE))
-    except UserError as error:
-        raise UserError(f"recipe {error}") from None
-    except ValueError as error:
-        raise UserError(f"recipe {path}: not YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"recipe {path}: expected keys such as 'model:' and 'stage1:', found none")
+    layers = _layers(source, saved)
+    tree: dict[Any, Any] = {}
+    for _, layer in layers:
+        tree = _merged(tree, layer)
     for override in overrides or []:
         _apply(tree, override)
-    return parse_recipe(tree, str(path), {override.partition("=")[0].strip() for override in overrides or []})
-
-
-def parse_recipe(tree: dict[str, Any], origin: str, overridden: Collection[str] = ()) -> Recipe:
-    """Raises UserError naming the key, and as its origin `--set` where it is one of those overridden."""
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        problem = error.errors()[0]
-        whole = ".".join(map(str, problem["loc"]))
-        key = shortened(whole, 100) or "(whole recipe)"
-        where = "--set" if whole in overridden else f"recipe {origin}:"
-        if problem["type"] == "extra_forbidden":
-            raise UserError(f"{where} unknown key {key!r}{_nearest(key)}") from None
-        given = (
-            ""
-            if isinstance(problem["input"], dict | BaseModel)
-            else f" (given: {shortened(repr(problem['input']), 100)})"
-        )
-        raise UserError(f"{where} {key}: {problem['msg'].removeprefix('Value error, ')}{given}") from None
+        overridden = {override.partition("=")[0].strip() for override in overrides or []}
+        raise _refusal(error, layers, overridden) from None
+
+
+def _layers(source: str, saved: bool) -> list[Layer]:
+    """The recipe file and those that it extends, the last base first; the key `extends` is taken out of them."""
+    path = _path_of(source, Path())
+    try:
+        layers = [(path, _read(path))]
+    except UserError as error:
+        raise UserError(f"recipe {error}") from None
+    while EXTENDS in layers[0][1]:
+        path, tree = layers[0]
+        base = tree.pop(EXTENDS)
+        try:
+            if saved:
+                raise UserError("not followed in the folder of a run or a checkpoint; write its keys into the file")
+            if not isinstance(base, str):
+                raise UserError(f"expected the name of a shipped recipe or the path of a .yaml file{_given(base)}")
+            base_path = _path_of(base, path.parent)
+            _require_short_chain([p for p, _ in reversed(layers)], base_path)
+            layers.insert(0, (base_path, _read(base_path)))
+        except (UserError, ValueError) as error:  # the latter: a path with a NUL or half a character in it
+            raise UserError(f"recipe {path}: {EXTENDS}: {error}") from None
+    return layers
+
+
+def _path_of(name: str, folder: Path) -> Path:
+    """Of a shipped recipe's name, or of a .yaml file by its path from that folder."""
+    if name.endswith((".yaml", ".yml")):
+        return folder / name
+    if name not in {*shipped_recipes(), REFERENCE}:
+        known = ", ".join(shipped_recipes())
+        raise UserError(f"no recipe {shortened(repr(name), 100)}: give a .yaml file or one of {known}")
+    return recipe_folder() / f"{name}.yaml"
+
+
+def _require_short_chain(files: list[Path], base: Path) -> None:
+    chain = " -> ".join(shortened(str(file), 100) for file in [*files, base])
+    if os.path.realpath(base) in map(os.path.realpath, files):
+        raise UserError(f"goes in a circle: {chain}")
+    if len(files) > MOST_BASES:
+        raise UserError(f"more than {MOST_BASES} files, each extending the next: {chain}")
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    try:
+        tree = parse_yaml(read_text(path, LARGEST_RECIPE))
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise UserError(f"{shortened(str(path))}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected keys such as 'model:' and 'stage1:', found none")
+    return tree
+
+
+def _merged(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
+    """A new tree, whose mappings are its own: two that were one by an alias can then be overridden one by one."""
+    merged = dict(below)
+    for name, value in above.items():
+        if isinstance(value, dict):
+            value = _merged(kept if isinstance(kept := merged.get(name), dict) else {}, value)
+        merged[name] = value
+    return merged
+
+
+def _refusal(error: ValidationError, layers: list[Layer], overridden: set[str]) -> UserError:
+    """Names the key, and as where it stands `--set` or the file that has it, of several the one that decides."""
+    problem = error.errors()[0]
+    whole = ".".join(map(str, problem["loc"]))
+    key = shortened(whole, 100) or "(whole recipe)"
+    file, _ = max(reversed(layers), key=lambda layer: _depth(layer[1], problem["loc"]))
+    where = "--set" if whole in overridden else f"recipe {file}:"
+    if problem["type"] == "extra_forbidden":
+        known = known_keys() if where == "--set" else [*known_keys(), EXTENDS]
+        return UserError(f"{where} unknown key {key!r}{_nearest(key, known)}")
+    given = "" if isinstance(problem["input"], dict | BaseModel) else _given(problem["input"])
+    return UserError(f"{where} {key}: {problem['msg'].removeprefix('Value error, ')}{given}")
+
+
+def _given(value: Any) -> str:
+    """A few of its parts: in full, a value of aliases can take thousands of times the memory that it takes as it is."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 100
+    return f" (given: {shortened(short.repr(value), 100)})"
+
+
+def _depth(tree: Any, key: tuple[Any, ...]) -> int:
+    """How many of the key's names stand in the tree, from the first on."""
+    inside = key and isinstance(tree, dict) and key[0] in tree
+    return 1 + _depth(tree[key[0]], key[1:]) if inside else 0
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -336,10 +192,12 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(f"--set {shortened(override, 100)}: expected key=value, for example --set stage2.alpha=5")
     *parents, leaf = key.strip().split(".")
+    if not parents and leaf == EXTENDS:
+        raise UserError(f"--set {EXTENDS}: a recipe file alone can extend another; name it with --recipe")
     node = tree
-    for name in parents:
+    for depth, name in enumerate(parents, 1):
         node = node.setdefault(name, {})
-        if not isinstance(node, dict):
+        if not isinstance(node, dict) or not _may_be_group(".".join(parents[:depth])):
             raise UserError(f"--set {shortened(key, 100)}: {name!r} is a value, not a group of keys")
     try:
         value = parse_yaml(text)  # YAML 1.1 reads 2e-4 as a string; pydantic makes it a number where one is due
@@ -353,14 +211,26 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _is_text(key: str) -> bool:
     """Whether a recipe's key holds text: `--set prompt.system=Note: be brief` means what it says."""
+    kind = _annotation(key)
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return str in {get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds}
+
+
+def _may_be_group(key: str) -> bool:
+    """Whether a key can have keys below it; one that is unknown is refused with its nearest later on."""
+    kind = _annotation(key)
+    return kind is None or hasattr(kind, "model_fields") or get_origin(kind) is dict
+
+
+def _annotation(key: str) -> Any:
+    """The type of a recipe's key; None where there is none of that name."""
     model: Any = Recipe
     for name in key.split("."):
         field = getattr(model, "model_fields", {}).get(name)
         if field is None:
-            return False
+            return None
         model = field.annotation
-    kinds = get_args(model) if get_origin(model) in (Union, UnionType) else (model,)
-    return str in {get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds}
+    return model
 
 
 def known_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
@@ -372,6 +242,6 @@ def known_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
     return keys
 
 
-def _nearest(key: str) -> str:
-    close = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
+def _nearest(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""

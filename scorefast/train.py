@@ -21,7 +21,7 @@ from scorefast.model.load import load_policy
 from scorefast.model.memory import Plan, memory_here, plan_memory
 from scorefast.model.tokenizer import chat_format
 from scorefast.prepare import write_dropped_aside
-from scorefast.recipe import Recipe, Stage1, Stage2, dump_recipe
+from scorefast.recipe import dump_recipe
 from scorefast.rl.evaluate import longest_conversation, require_room
 from scorefast.rl.optimizers import require_usable
 from scorefast.rl.schedule import micro_batch_size
@@ -35,6 +35,7 @@ from scorefast.runs.owner import Owner
 from scorefast.runs.processes import place
 from scorefast.runs.resume import base_provenance, change_recipe, find_resumable, require_same_beginning
 from scorefast.runs.signals import StopOnSignal
+from scorefast.schema import Recipe, Stage1, Stage2
 from scorefast.ui.console import InertConsole
 from scorefast.ui.plots import draw_learning_curve
 from scorefast.ui.tables import print_memory, print_signs

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from scorefast.data.example import Dataset, Example
-from scorefast.recipe import Recipe, StageName
 from scorefast.runs.job import Job
+from scorefast.schema import Recipe, StageName
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and the tensors are tiny

@@ -16,7 +16,8 @@ from scorefast.assets import make_tiny_gemma2 as make
 from scorefast.data.load import load_dataset
 from scorefast.data.splits import split_of, split_position
 from scorefast.grading.grade import grade
-from scorefast.recipe import EMBEDDED_MODELS, Data, load_recipe
+from scorefast.recipe import EMBEDDED_MODELS, load_recipe
+from scorefast.schema import Data
 from tests.conftest import REPOSITORY, SHIPPED, scorefast
 
 sys.path.insert(0, str(REPOSITORY / "data"))

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scorefast.recipe import CORRECTION
-from scorefast.rl.trainer import TIMING_METRICS
+from scorefast.rl.record import TIMING_METRICS
+from scorefast.schema import CORRECTION
 from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast, scorefast_here
 
 RATES = ("acc_t1", "acc_t2", "delta", "delta_i2c", "delta_c2i")
@@ -157,6 +157,17 @@ def test_dry_run_prints_the_resolved_recipe_and_makes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_dry_run_prints_what_a_recipe_and_its_base_resolve_to(tmp_path):
+    (tmp_path / "base.yaml").write_text("extends: tiny-cpu\nseed: 5\nstage2: {alpha: 3}\n")
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\nstage2: {beta1: 0.5}\n")
+    given = ["--recipe", "mine.yaml", "--set", "stage1.beta2=0.25", "--seed", "6"]
+    done = scorefast_here("stage2", "--data", SHIPPED, "--dry-run", *given, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+    lines = [line.strip() for line in done.stderr.splitlines()]
+    assert {"seed: 6", "alpha: 3.0", "beta1: 0.5", "beta2: 0.25", "micro_batch_size: 64"} <= set(lines)
+    assert not any(line.startswith("extends") for line in lines)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -165,6 +176,7 @@ def test_dry_run_prints_the_resolved_recipe_and_makes_nothing(tmp_path):
         (["stage1", "--dta", "x"], "No such option"),
         (["stage1", "--data", "DATA", "--set", "stage1.max_step=1"], "did you mean 'stage1.max_steps'"),
         (["stage1", "--data", "DATA", "--recipe", "absent"], "no recipe 'absent': give a .yaml file or one of"),
+        (["stage1", "--data", "DATA", "--set", "extends=tiny-cpu"], "--set extends: a recipe file alone can extend"),
         (
             ["stage1", "--data", "DATA", "--set", "stage1.lr_scheduler=slow"],
             "stage1.lr_scheduler: slow is not a valid",

@@ -17,7 +17,7 @@ from scorefast.data.load import load_dataset
 from scorefast.data.splits import split_of, split_position
 from scorefast.errors import UserError
 from scorefast.files.text import normalized
-from scorefast.recipe import Data
+from scorefast.schema import Data
 
 HEADER = "question,original_answer,correct_answer\n"
 
@@ -240,7 +240,7 @@ def test_no_twin_stays_in_a_large_family_of_questions(tmp_path):
 
 def test_number_keys_are_the_same_in_every_process():
     """Else two processes of one run, or two runs, could leave out other rows of a large family."""
-    code = "from scorefast.duplicates import number_keys; print(*number_keys(['3 of 1,200 eggs']))"
+    code = "from scorefast.data.duplicates import number_keys; print(*number_keys(['3 of 1,200 eggs']))"
     environments = ({**os.environ, "PYTHONHASHSEED": seed} for seed in ("1", "2"))
     keys = [subprocess.check_output([sys.executable, "-c", code], env=env, text=True) for env in environments]
     assert [int(key) for key in keys] == number_keys(["take 3 from 1200"]).tolist() * 2

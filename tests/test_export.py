@@ -130,7 +130,7 @@ def test_a_hub_id_stays_and_its_sentencepiece_file_comes_along(run, tmp_path):
     seal(moved)
     code = (
         "from pathlib import Path; from scorefast.export import export_checkpoint as export\n"
-        "from scorefast.runs import open_checkpoint\n"
+        "from scorefast.runs.checkpoint import open_checkpoint\n"
         "for format in ('adapter', 'merged-16bit'): export(open_checkpoint('moved'), format, Path(format), print)"
     )
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(REPOSITORY)}

@@ -244,7 +244,7 @@ def test_what_somebody_has_put_into_a_checkpoint_stays(tmp_path):
 
 def test_a_run_has_one_writer_at_a_time(tmp_path):
     with lock_run(tmp_path):
-        code = "import sys; from pathlib import Path; from scorefast.runs import lock_run\n"
+        code = "import sys; from pathlib import Path; from scorefast.runs.folder import lock_run\n"
         code += "with lock_run(Path(sys.argv[1])): pass"
         done = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False, cwd=REPOSITORY
@@ -257,7 +257,7 @@ def test_a_run_has_one_writer_at_a_time(tmp_path):
 def test_a_lock_that_was_removed_lets_nobody_in_and_is_taken_back(tmp_path):
     """One that another process has got hold of ends the run that lost it: no kernel can say whose the run is then."""
     lock = tmp_path / ".lock"
-    try_it = "import sys; from pathlib import Path; from scorefast.runs import lock_run\n"
+    try_it = "import sys; from pathlib import Path; from scorefast.runs.folder import lock_run\n"
     try_it += "with lock_run(Path(sys.argv[1])): pass"
     with lock_run(tmp_path) as owner:
         for replace in (lock.unlink, lambda: (lock.unlink(), lock.touch()), lambda: (lock.unlink(), lock.mkdir())):

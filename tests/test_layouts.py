@@ -17,7 +17,7 @@ from scorefast.data.example import SPLITS, Example
 from scorefast.data.load import load_dataset, read_questions
 from scorefast.data.rows import Rows
 from scorefast.errors import UserError
-from scorefast.recipe import Data
+from scorefast.schema import Data
 from tests.conftest import REPOSITORY, SHIPPED
 
 with SHIPPED.open(encoding="utf-8", newline="") as _file:

@@ -14,12 +14,12 @@ from scorefast.model.backends import resolve_backend
 from scorefast.model.checks import require_plain_head
 from scorefast.model.generate import generate
 from scorefast.model.load import load_policy
-from scorefast.recipe import Model
 from scorefast.rl.batch import collate
 from scorefast.rl.loss import micro_batch_loss
 from scorefast.rl.objective import TurnCoefficients
 from scorefast.rl.rollout import supervised_trajectories
 from scorefast.rl.trajectory import data_attempt
+from scorefast.schema import Model
 from tests.conftest import SHIPPED
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from scorefast.grading.answer import Grade
-from scorefast.recipe import OriginReward, Stage1, Stage2
 from scorefast.rl.objective import coefficients, leave_one_out_advantage, origin_shaped, paper_shaped, turn_rewards
+from scorefast.schema import OriginReward, Stage1, Stage2
 
 RIGHT, NEAR, FAR = Grade(True, 1.0), Grade(False, 0.9), Grade(False, 0.1)
 

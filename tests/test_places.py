@@ -8,9 +8,10 @@ import shutil
 import pytest
 
 from scorefast.errors import UserError
-from scorefast.recipe import EMBEDDED_MODELS, Recipe
+from scorefast.recipe import EMBEDDED_MODELS
 from scorefast.runs.checkpoint import find_base
 from scorefast.runs.recipes import where_the_model_is
+from scorefast.schema import Recipe
 from tests.conftest import QUICK, SHIPPED, scorefast, scorefast_here
 
 MINE = ["--set", "model.name=models/mine"]

@@ -18,7 +18,8 @@ from scorefast.data.load import load_dataset, read_questions
 from scorefast.errors import UserError
 from scorefast.files.atomic import file_sha256
 from scorefast.prepare import prepare
-from scorefast.recipe import Data, load_recipe
+from scorefast.recipe import load_recipe
+from scorefast.schema import Data
 from scorefast.stats import wilson
 from scorefast.ui.data_report import write_data_report
 from tests.conftest import REPOSITORY, SHIPPED, scorefast, scorefast_here

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 
 from scorefast.data.load import load_dataset
 from scorefast.model.chat_format import ChatFormat
-from scorefast.recipe import CORRECTION, Data
 from scorefast.rl.rollout import supervised_trajectories
 from scorefast.rl.trajectory import data_attempt
+from scorefast.schema import CORRECTION, Data
 from tests.conftest import SHIPPED
 
 QUESTION, ANSWER = "What is 123 + 456?", "The answer is 579"

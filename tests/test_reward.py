@@ -17,8 +17,9 @@ from scorefast.data.load import load_dataset
 from scorefast.errors import UserError
 from scorefast.grading.function import load_reward, rewards_of, try_reward
 from scorefast.grading.reward import correctness_reward, grade_example
-from scorefast.recipe import Data, load_recipe
-from scorefast.runs.recipes import data_flags
+from scorefast.recipe import load_recipe
+from scorefast.schema import Data
+from scorefast.ui.options import overrides
 from tests.conftest import QUICK, SHIPPED, scorefast
 
 ROWS = [Example(f"id{i}", f"What is {i} + 1?", str(i), str(i + 1), extra={"level": i}) for i in range(4)]
@@ -170,9 +171,9 @@ def test_a_function_of_a_file_is_had_by_its_path(tmp_path, monkeypatch):
     found = [load_reward(name) for name in names]
     assert found[0](["x"]) == [1.0]
     assert len(set(found)) == 1, "the file is run once"
-    (flags,) = {data_flags(None, None, None, name)[0] for name in names}
+    (flags,) = {overrides(None, None, None, None, None, name)[0] for name in names}
     assert flags == f'reward.function="{folder}/json.py:reward"'
-    assert data_flags(None, None, None, "my.module:f") == ['reward.function="my.module:f"']
+    assert overrides(None, None, None, None, None, "my.module:f") == ['reward.function="my.module:f"']
 
 
 def test_a_reward_that_is_not_finite_is_found_before_training():

@@ -13,9 +13,9 @@ import pytest
 from tests.conftest import REPOSITORY
 
 # A package, or a module of the top level, imports only those that stand before it.
-ORDER = ["errors", "files", "recipe", "data", "grading", "stats", "runs", "kernels", "model", "rl", "ui"]
+ORDER = ["errors", "files", "schema", "recipe", "data", "grading", "stats", "runs", "kernels", "model", "rl", "ui"]
 ORDER += ["prepare", "grade", "probe", "evaluate", "train", "chat", "export", "cli"]
-LIGHT = ["errors", "files", "recipe", "data", "grading", "stats", "runs", "ui", "prepare", "grade", "cli"]
+LIGHT = ["errors", "files", "schema", "recipe", "data", "grading", "stats", "runs", "ui", "prepare", "grade", "cli"]
 MOST_FLOORS = 11
 PACKAGE = REPOSITORY / "scorefast"
 FILES = {

@@ -24,12 +24,13 @@ from scorefast.model.chat_format import ChatFormat
 from scorefast.model.generate import generate
 from scorefast.model.load import load_policy
 from scorefast.model.tokenizer import chat_format
-from scorefast.recipe import CORRECTION, load_recipe, model_path
+from scorefast.recipe import load_recipe, model_path
 from scorefast.rl.batch import collate
 from scorefast.rl.loss import micro_batch_loss
 from scorefast.rl.objective import TurnCoefficients
 from scorefast.rl.rollout import supervised_trajectories
 from scorefast.rl.trajectory import attempt, data_attempt
+from scorefast.schema import CORRECTION
 from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast
 
 CASES = REPOSITORY.parent / "shared" / "cases" / "templates.py"

@@ -19,7 +19,7 @@ from scorefast.kernels.reference import log_softmax_head
 from scorefast.model.generate import generate
 from scorefast.model.load import load_policy
 from scorefast.model.policy import last_hidden
-from scorefast.recipe import Data, Stage2, load_recipe
+from scorefast.recipe import load_recipe
 from scorefast.rl.batch import collate
 from scorefast.rl.loss import micro_batch_loss
 from scorefast.rl.objective import TurnCoefficients, coefficients
@@ -30,6 +30,7 @@ from scorefast.rl.schedule import QuestionOrder, micro_batch_size
 from scorefast.rl.trainer import ScoreTrainer
 from scorefast.rl.trajectory import data_attempt
 from scorefast.runs.signals import StopOnSignal
+from scorefast.schema import Data, Stage2
 from scorefast.ui import progress as progress_of_ui
 from scorefast.ui.console import InertConsole
 from scorefast.ui.progress import counting

@@ -30,7 +30,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import Gemma2Config, Gemma2ForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 from scorefast.data.splits import split_position
-from scorefast.recipe import CORRECTION
+from scorefast.schema import CORRECTION
 
 HELD_OUT = 0.5  # split positions below this are test and validation questions
 STEP_BY_STEP = " Work it out step by step."

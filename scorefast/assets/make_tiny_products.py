@@ -37,7 +37,7 @@ from scorefast.assets.make_tiny_gemma2 import (
     pad_rows,
 )
 from scorefast.data.splits import split_position
-from scorefast.recipe import CORRECTION
+from scorefast.schema import CORRECTION
 
 NUMBERS = tuple(10 * tens + units for tens in range(1, 10) for units in range(1, 10))  # two digits, neither of them 0
 LAYERS, WINDOW = 4, 128

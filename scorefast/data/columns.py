@@ -24,7 +24,7 @@ from scorefast.data.messages import (
 from scorefast.data.rows import Rows
 from scorefast.errors import UserError
 from scorefast.files.text import listed, shortened, without_calculator
-from scorefast.recipe import Data, GraderName
+from scorefast.schema import Data, GraderName
 
 
 def _gsm8k(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from scorefast.errors import UserError
-from scorefast.recipe import GraderName
+from scorefast.schema import GraderName
 
 COLUMNS = ("question", "original_answer", "correct_answer")
 OPTIONAL = ("grader", "original_answer_by")

@@ -22,7 +22,7 @@ from scorefast.data.splits import question_digest
 from scorefast.errors import UserError
 from scorefast.files.atomic import file_sha256
 from scorefast.files.text import listed, normalized
-from scorefast.recipe import Data
+from scorefast.schema import Data
 
 
 def load_dataset(source: str, settings: Data, note: Callable[[str], None] = lambda line: None) -> Dataset:

@@ -15,7 +15,7 @@ from scorefast.errors import UserError
 from scorefast.files.atomic import file_sha256
 from scorefast.files.bounded import DEEPEST, is_deep, read_json
 from scorefast.files.text import one_line, shortened
-from scorefast.recipe import Data, GraderName
+from scorefast.schema import Data, GraderName
 
 MANIFEST = "manifest.json"
 

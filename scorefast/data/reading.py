@@ -17,7 +17,7 @@ from scorefast.data.sources import read_chunks
 from scorefast.data.splits import hash_positions, question_digest, splits_at
 from scorefast.errors import UserError
 from scorefast.files.text import normalized
-from scorefast.recipe import Data
+from scorefast.schema import Data
 
 _LINES = 40  # bits of a place that hold the line, below the number of the file
 TOLERATED = 0.01  # share of bad rows up to which reading goes on by itself

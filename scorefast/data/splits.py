@@ -9,7 +9,7 @@ import numpy as np
 
 from scorefast.data.example import SPLITS, Split
 from scorefast.files.text import normalized
-from scorefast.recipe import Data
+from scorefast.schema import Data
 
 
 def question_digest(normal_form: str) -> bytes:

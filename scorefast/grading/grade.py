@@ -21,7 +21,7 @@ from scorefast.grading.stated import ends_on_number, final_number, number_or_why
 from scorefast.grading.texts import grade_text, other_unit
 from scorefast.grading.thoughts import without_thoughts
 from scorefast.grading.words import in_digits
-from scorefast.recipe import GraderName
+from scorefast.schema import GraderName
 
 Chosen = Literal["text", "numeric", "math", "exact", "choice", "contains"]  # every GraderName but auto
 GRADERS: tuple[Chosen, ...] = get_args(Chosen)

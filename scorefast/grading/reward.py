@@ -10,7 +10,7 @@ from scorefast.data.example import Example
 from scorefast.errors import UserError
 from scorefast.grading.answer import Grade
 from scorefast.grading.grade import auto_grader, grade, unusable_reference
-from scorefast.recipe import GraderName
+from scorefast.schema import GraderName
 
 
 def chosen_grader(example: Example, grader: GraderName) -> GraderName:

@@ -15,8 +15,8 @@ from scorefast.files.model_folder import require_sound_folder
 from scorefast.files.text import one_line, shortened
 from scorefast.model.backends import unsloths_checkpointing
 from scorefast.model.plain_model import require_finite, require_plain_types
-from scorefast.recipe import Model
 from scorefast.runs.checkpoint import Checkpoint
+from scorefast.schema import Model
 
 
 def is_of_the_recipes_shape(saved: Checkpoint, settings: Model) -> bool:

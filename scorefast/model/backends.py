@@ -11,7 +11,7 @@ import torch
 
 from scorefast.errors import UserError
 from scorefast.model import four_bit
-from scorefast.recipe import Model
+from scorefast.schema import Model
 
 
 def resolve_backend(settings: Model) -> str:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from scorefast.files.bounded import bounded_work
 from scorefast.files.text import one_line, shortened
 from scorefast.grading.thoughts import TAGS, split_thoughts
-from scorefast.recipe import CORRECTION
+from scorefast.schema import CORRECTION
 
 # What a template is told of the date: some write it into the prompt, which then would change during a run, and after
 # it. Llama-3's own choice, where it cannot know.

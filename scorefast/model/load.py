@@ -36,9 +36,10 @@ from scorefast.model.plain_model import (
 )
 from scorefast.model.policy import Policy, return_hidden_on_request
 from scorefast.model.tokenizer import chat_format, load_config, require_sound_files
-from scorefast.recipe import Model, Recipe, model_path
+from scorefast.recipe import model_path
 from scorefast.runs.checkpoint import Checkpoint
 from scorefast.runs.layout import RECIPE
+from scorefast.schema import Model, Recipe
 
 
 def load_policy(recipe: Recipe, checkpoint: Checkpoint | None = None, *, trainable: bool = False) -> Policy:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from scorefast.kernels.chunked import BUFFER_BYTES
 from scorefast.model.load import shape_of_policy
 from scorefast.model.policy import last_hidden
-from scorefast.recipe import Recipe, Stage1, Stage2
+from scorefast.schema import Recipe, Stage1, Stage2
 
 CUDA_CONTEXT = 500 << 20  # driver and libraries: assumed, not measured
 # Bytes of state a trained number; optimizers that are not here are planned as AdamW, with 8.

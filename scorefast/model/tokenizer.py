@@ -11,7 +11,8 @@ from scorefast.files.text import one_line
 from scorefast.model.chat_format import ChatFormat
 from scorefast.model.plain_model import file_of, read_config, require_sound_model
 from scorefast.model.tokenizer_trial import require_sound_tokenizer
-from scorefast.recipe import PACKAGE, Recipe, model_path
+from scorefast.recipe import PACKAGE, model_path
+from scorefast.schema import Recipe
 
 CONFIGS = PACKAGE / "assets" / "configs"  # of models that recipes name, so that they can be planned for offline
 

@@ -8,9 +8,9 @@ from scorefast.data.example import Example
 from scorefast.errors import UserError
 from scorefast.grading.answer import Grade
 from scorefast.model.chat_format import ChatFormat
-from scorefast.recipe import Recipe
 from scorefast.rl.rollout import Generate, first_attempts, second_attempts
 from scorefast.rl.trajectory import Trajectory
+from scorefast.schema import Recipe
 from scorefast.stats import Graded
 
 Given = Callable[[Example], tuple[str, str]]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from scorefast.kernels import ScoreStats, score_loss
 from scorefast.model.policy import Policy, last_hidden
-from scorefast.recipe import Recipe
+from scorefast.schema import Recipe
 
 
 def micro_batch_loss(

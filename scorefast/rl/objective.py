@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from scorefast.grading.answer import Grade
-from scorefast.recipe import OriginReward, Stage1, Stage2
+from scorefast.schema import OriginReward, Stage1, Stage2
 
 
 @dataclass(frozen=True)

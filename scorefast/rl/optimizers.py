@@ -17,8 +17,8 @@ from transformers.training_args import OptimizerNames
 
 from scorefast.errors import UserError
 from scorefast.files.text import one_line, shortened
-from scorefast.recipe import Recipe, Stage1, Stage2
 from scorefast.rl.schedule import training_arguments
+from scorefast.schema import Recipe, Stage1, Stage2
 
 PARAMETERS = 2**17  # bitsandbytes pages and quantises only what is larger than some 100,000
 BY_METRIC = ("reduce_lr_on_plateau", "greedy")  # they follow a validation metric, and the Trainer has none chosen

@@ -9,8 +9,8 @@ from scorefast.data.example import Example
 from scorefast.model.chat_format import ChatFormat
 from scorefast.model.generate import generate
 from scorefast.model.policy import Policy
-from scorefast.recipe import Rollout, Stage1, Stage2
 from scorefast.rl.trajectory import Attempt, Trajectory, attempt, data_attempt
+from scorefast.schema import Rollout, Stage1, Stage2
 
 # Prompts in, the new tokens of each out (closing token included where one was sampled).
 Generate = Callable[[Sequence[list[int]]], list[list[int]]]

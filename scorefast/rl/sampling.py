@@ -10,11 +10,11 @@ import torch
 
 from scorefast.data.example import Example
 from scorefast.model.policy import Policy
-from scorefast.recipe import Rollout, Stage1, Stage2
 from scorefast.rl.oom import AtOnce
 from scorefast.rl.reporter import Reporter
 from scorefast.rl.rollout import Generate, RollOut, generator
 from scorefast.rl.trajectory import Trajectory
+from scorefast.schema import Rollout, Stage1, Stage2
 
 
 @dataclass

@@ -20,12 +20,13 @@ from scorefast.files.atomic import WORK, write_file
 from scorefast.files.seal import remove_folder, written_whole
 from scorefast.files.text import one_line
 from scorefast.model.policy import Policy, save_policy
-from scorefast.recipe import Recipe, Stage1, Stage2, dump_recipe
+from scorefast.recipe import dump_recipe
 from scorefast.rl.log_file import LogFile
 from scorefast.runs.checkpoint import find_last, rotate
 from scorefast.runs.layout import METRICS, RECIPE, step_of
 from scorefast.runs.model_card import model_card
 from scorefast.runs.owner import Owner
+from scorefast.schema import Recipe, Stage1, Stage2
 
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # torch.save and safetensors have errors of their own
 

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 from scorefast.errors import UserError
-from scorefast.recipe import Recipe, Stage1, Stage2
+from scorefast.schema import Recipe, Stage1, Stage2
 
 
 class QuestionOrder(Dataset[int]):

@@ -17,11 +17,11 @@ from scorefast.data.example import Example
 from scorefast.grading.function import RewardFunction, rewards_of
 from scorefast.grading.reward import grade_example
 from scorefast.model.chat_format import ChatFormat
-from scorefast.recipe import Recipe, Stage1, Stage2
 from scorefast.rl.batch import Batch, collate
 from scorefast.rl.evaluate import grade_all
 from scorefast.rl.objective import coefficients, leave_one_out_advantage, turn_rewards
 from scorefast.rl.trajectory import Trajectory
+from scorefast.schema import Recipe, Stage1, Stage2
 from scorefast.stats import Graded
 
 NOT_FINITE = "a reward is not finite"

@@ -22,7 +22,6 @@ from scorefast.errors import RunError
 from scorefast.grading.function import load_reward
 from scorefast.grading.reward import grade_example
 from scorefast.model.policy import Policy
-from scorefast.recipe import StageName
 from scorefast.rl import monitor
 from scorefast.rl.batch import Batch
 from scorefast.rl.evaluate import evaluate
@@ -41,6 +40,7 @@ from scorefast.rl.step import Processes, make_step
 from scorefast.runs.job import Job
 from scorefast.runs.log import Metrics
 from scorefast.runs.owner import Owner
+from scorefast.schema import StageName
 from scorefast.stats import rates
 
 MAX_CONSECUTIVE_SKIPS = 3  # steps in a row that come to nothing before a run stops

@@ -11,8 +11,9 @@ from scorefast.files.atomic import is_own_file
 from scorefast.files.bounded import read_json
 from scorefast.files.model_folder import require_sound_folder
 from scorefast.files.seal import SEAL, damage, remove_folder
-from scorefast.recipe import EMBEDDED_MODELS, RECORDED_FOLDERS, Recipe, load_recipe, model_path
+from scorefast.recipe import EMBEDDED_MODELS, RECORDED_FOLDERS, load_recipe, model_path
 from scorefast.runs.layout import RECIPE, RUN, own_checkpoints, step_of
+from scorefast.schema import Recipe
 
 # What must be the same from one run to the next that starts from it: how questions are split, asked and graded.
 TERMS = ("data.test_fraction", "data.validation_fraction", "prompt", "reward.grader")
@@ -40,7 +41,7 @@ def open_checkpoint(text: str) -> Checkpoint:
     if (path / RECIPE).is_file() or (path / SEAL).exists():
         _require_whole(path)
     require_sound_folder(path)
-    recipe = load_recipe(str(path / RECIPE)) if (path / RECIPE).is_file() else None
+    recipe = load_recipe(str(path / RECIPE), saved=True) if (path / RECIPE).is_file() else None
     if recipe is not None:
         find_base(path, recipe.model.name)
     name = f"{path.resolve().parent.name}/{path.name}" if path.name.startswith("checkpoint-") else path.resolve().name

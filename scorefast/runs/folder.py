@@ -12,10 +12,11 @@ from typing import Any
 
 from scorefast.errors import RunError, UserError
 from scorefast.files.atomic import WORK, make_folder, remove_files, unmake, write_file
-from scorefast.recipe import Recipe, dump_recipe
+from scorefast.recipe import dump_recipe
 from scorefast.runs.layout import LEFTOVERS, METRICS, RECIPE, RUN, own_checkpoints
 from scorefast.runs.log import metrics_lines
 from scorefast.runs.owner import LOCK, Owner
+from scorefast.schema import Recipe
 
 
 @contextlib.contextmanager

@@ -12,13 +12,13 @@ from typing import Any
 from scorefast.data.example import Dataset, Example
 from scorefast.data.load import content_sha256, load_dataset
 from scorefast.errors import UserError
-from scorefast.recipe import Recipe, Stage1, Stage2, StageName
 from scorefast.runs.checkpoint import Checkpoint, open_checkpoint, require_same_terms
 from scorefast.runs.folder import abandoned_where_it_fails, claimed, has_begun, lock_run, require_free
 from scorefast.runs.owner import Owner
 from scorefast.runs.processes import place
 from scorefast.runs.recipes import chosen_recipe, resumed_recipe
 from scorefast.runs.resume import require_same_beginning, start_provenance
+from scorefast.schema import Recipe, Stage1, Stage2, StageName
 
 
 @dataclass(frozen=True)

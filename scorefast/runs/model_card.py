@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from scorefast.recipe import Recipe, model_path
+from scorefast.recipe import model_path
+from scorefast.schema import Recipe
 
 
 def model_card(recipe: Recipe, stage: str) -> str:

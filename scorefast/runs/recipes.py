@@ -9,10 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from scorefast.errors import UserError
-from scorefast.recipe import EMBEDDED_MODELS, Recipe, load_recipe, may_be_of_the_hub, model_path
+from scorefast.recipe import EMBEDDED_MODELS, load_recipe, may_be_of_the_hub, model_path
 from scorefast.runs.checkpoint import Checkpoint, find_base
 from scorefast.runs.layout import RECIPE
 from scorefast.runs.resume import changes_allowed
+from scorefast.schema import Recipe
 
 Note = Callable[[str], None]
 
@@ -24,7 +25,7 @@ def chosen_recipe(source: str, overrides: list[str], start: Checkpoint | None, n
     """
     if source == "auto" and start is not None and start.recipe is not None:
         note(f"recipe: that of {start.path}")
-        recipe = load_recipe(str(start.path / RECIPE), overrides)
+        recipe = load_recipe(str(start.path / RECIPE), overrides, saved=True)
         if rewards:
             _require_named_by_the_user(start.path, recipe, overrides)
             recipe = _reports_nowhere_else(start.path, recipe, overrides, note)
@@ -37,9 +38,9 @@ def chosen_recipe(source: str, overrides: list[str], start: Checkpoint | None, n
 
 def resumed_recipe(run: Path, stage: str, source: str, overrides: list[str], note: Note) -> Recipe:
     """The run's own recipe, or what the flags make of it where nothing changes that must not."""
-    began = load_recipe(str(run / RECIPE))
+    began = load_recipe(str(run / RECIPE), saved=True)
     if source == "auto":
-        wanted = load_recipe(str(run / RECIPE), overrides)
+        wanted = load_recipe(str(run / RECIPE), overrides, saved=True)
         _require_named_by_the_user(run, wanted, overrides)
         note(f"recipe: that of {run}")
     else:

@@ -17,19 +17,11 @@ from scorefast.files.bounded import read_json
 from scorefast.files.model_folder import fingerprint, require_sound_folder
 from scorefast.files.seal import SEAL, damage
 from scorefast.files.text import shortened
-from scorefast.recipe import (
-    EMBEDDED_MODELS,
-    Recipe,
-    Stage1,
-    Stage2,
-    dump_recipe,
-    flat,
-    load_recipe,
-    model_path,
-)
+from scorefast.recipe import EMBEDDED_MODELS, dump_recipe, flat, load_recipe, model_path
 from scorefast.runs.checkpoint import Checkpoint, find_last
 from scorefast.runs.layout import METRICS, RECIPE, RUN, step_of
 from scorefast.runs.log import Metrics, log_bound, metrics_until, read_metrics
+from scorefast.schema import Recipe, Stage1, Stage2
 
 # What may change where a run is resumed: how it is cut into pieces, watched and stored. Sampling in other batches and
 # other micro-batches change a run by rounding and by which samples are drawn, not in what it optimises.
@@ -87,7 +79,7 @@ def require_same_beginning(
 
 def change_recipe(folder: Path, recipe: Recipe) -> None:
     """What a resumed run goes on with. A result that it had before is no longer its result."""
-    if load_recipe(str(folder / RECIPE)) != recipe:
+    if load_recipe(str(folder / RECIPE), saved=True) != recipe:
         (folder / SEAL).unlink(missing_ok=True)
         write_file(folder / RECIPE, dump_recipe(recipe))
 
@@ -134,7 +126,7 @@ def find_resumable(
     if step_of(last) > stage.max_steps:
         raise UserError(f"{last}: the run is already past {stage.name}.max_steps = {stage.max_steps}")
     if (last / RECIPE).is_file():  # sealed with what it was trained by; the run's own can be edited
-        changes_allowed(folder, stage.name, load_recipe(str(last / RECIPE)), recipe)
+        changes_allowed(folder, stage.name, load_recipe(str(last / RECIPE), saved=True), recipe)
     metrics, damaged = metrics_until(folder, step_of(last), require_resumable(last), log_bound(stage.max_steps))
     if damaged:
         note(f"{damaged}; written anew from {last}")

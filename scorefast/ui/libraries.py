@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Iterator
 
 from scorefast.errors import UserError
-from scorefast.recipe import Recipe
 from scorefast.runs.recipes import where_the_model_is
+from scorefast.schema import Recipe
 from scorefast.ui.console import InertConsole
 from scorefast.ui.streams import away_from_working_directory
 

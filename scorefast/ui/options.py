@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 import typer
 
 from scorefast.errors import UserError
-from scorefast.recipe import GraderName
+from scorefast.schema import GraderName
 
 ExportFormat = Literal["adapter", "merged-16bit", "gguf"]
 SOURCES = "CSV, TSV, JSON, JSONL or Parquet file (also .gz, .zst), a folder of them, or hub:owner/name"

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from scorefast.recipe import Stage1, Stage2
 from scorefast.rl.reporter import Reporter
 from scorefast.runs.log import Metrics
 from scorefast.runs.signals import StopOnSignal
+from scorefast.schema import Stage1, Stage2
 from scorefast.stats import Graded
 from scorefast.ui.progress import Pulse
 from scorefast.ui.tables import transcript

@@ -1,0 +1,395 @@
+"""The keys of a recipe: type, default, bounds and description of each, as one frozen tree of settings.
+
+The descriptions are the one place where a key is explained. `recipes/reference.yaml` and `docs/recipe.md` are generated
+from them by `python docs/generate.py`. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+# The wording of the paper's mathematics prompt (arXiv 2409.12917, appendix), without its formatting demand.
+# It neither contains the answer nor says whether the first attempt was right.
+CORRECTION = (
+    "There might be an error in the solution above because of lack of understanding of the question. "
+    "Please correct the error, if any, and rewrite the solution."
+)
+
+# What the tokenizer itself passes to a template.
+RESERVED_OPTIONS = {"messages", "add_generation_prompt", "tools", "documents", "continue_final_message", "tokenize"}
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+MOST_QUESTIONS = 10**8  # of a stage; their order is drawn before it begins
+NonNegative = Annotated[float, Field(ge=0.0)]
+Tag = Annotated[str, Field(min_length=1, max_length=50)]
+
+
+StageName = Literal["stage1", "stage2"]
+GraderName = Literal["auto", "text", "numeric", "math", "exact", "choice", "contains"]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class Lora(_Settings):
+    r: Positive = Field(default=16, description="Rank.")
+    alpha: Positive = Field(default=16, description="The adapter is scaled by alpha / r.")
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        default="all-linear",
+        description="Modules that get an adapter: all-linear (every linear layer except the output head), or a list of "
+        "names such as [q_proj, v_proj].",
+    )
+
+    @model_validator(mode="after")
+    def _leaves_the_head(self) -> Lora:
+        if {"lm_head", "embed_tokens"} & set(self.target_modules):
+            raise ValueError("lm_head and embed_tokens stay frozen: policy and reference share the output head")
+        return self
+
+
+class Model(_Settings):
+    name: str = Field(
+        default="tiny-gemma2",
+        description="The base model: a folder, a Hugging Face id, or an embedded model (tiny-gemma2 or "
+        "tiny-gemma2-products).",
+    )
+    backend: Literal["auto", "transformers", "unsloth"] = Field(
+        default="auto", description="Library that loads the model. auto is unsloth on CUDA and transformers elsewhere."
+    )
+    load_in_4bit: bool = Field(
+        default=False,
+        description="Quantize the frozen weights to 4 bits each (NF4, through bitsandbytes). Needs tuning: lora.",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="Floating-point type of the weights and of the forward pass."
+    )
+    max_seq_length: Positive = Field(
+        default=2048,
+        description="Most tokens of a conversation: question, first attempt, correction message and second attempt.",
+    )
+    tuning: Literal["lora", "full"] = Field(
+        default="lora",
+        description="What is trained. lora: an adapter. full: all weights except embeddings and output head; it needs "
+        "dtype: float32 and keeps a frozen copy of the model as the reference.",
+    )
+    lora: Lora = Field(default=Lora(), description="The adapter; tuning: full ignores it.")
+    gradient_checkpointing: bool = Field(
+        default=False, description="Recompute activations in the backward pass: less memory, more time."
+    )
+
+    @model_validator(mode="after")
+    def _full_tuning_keeps_small_steps(self) -> Model:
+        if self.tuning == "full" and (self.load_in_4bit or self.dtype != "float32"):
+            raise ValueError("tuning: full needs dtype: float32 and load_in_4bit: false (small steps vanish in 16 bit)")
+        return self
+
+
+class Prompt(_Settings):
+    """What is asked, and how the chat template is filled; see scorefast.model.chat_format.ChatFormat."""
+
+    correction: Annotated[str, Field(min_length=1)] = Field(
+        default=CORRECTION,
+        description="The user message of turn 2. It must not contain the answer or tell whether the first attempt was "
+        "right.",
+    )
+    system: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="The system message of every conversation. null: only what the chat template writes itself.",
+    )
+    question: str = Field(
+        default="{question}",
+        description="The user message of turn 1, with {question} exactly once. It can ask for a form of answer that "
+        "the grader reads.",
+    )
+    options: dict[str, bool | int | float | str] = Field(
+        default={}, description="Variables for the chat template, such as {enable_thinking: false}."
+    )
+    history: Literal["as_sampled", "as_template"] = Field(
+        default="as_sampled",
+        description="The first attempt as turn 2 sees it: as it was sampled, or as the chat template rewrites it, "
+        "which can drop thoughts.",
+    )
+    thoughts: tuple[Tag, Tag] | None = Field(
+        default=None,
+        description="The opening and closing tag of a model's thoughts, as a list of two. null: the tags that the chat "
+        "template names.",
+    )
+
+    @model_validator(mode="after")
+    def _asks_the_question(self) -> Prompt:
+        if self.question.count("{question}") != 1:
+            raise ValueError("question has to hold {question} once")
+        if reserved := RESERVED_OPTIONS & set(self.options):
+            raise ValueError(f"options: {min(reserved)} is passed to every template, and is no option of one")
+        return self
+
+
+class Data(_Settings):
+    test_fraction: Fraction = Field(
+        default=0.2,
+        description="Share of the questions held out for `eval`. A hash of a question's text decides its split.",
+    )
+    validation_fraction: Fraction = Field(
+        default=0.1, description="Share of the questions held out for evaluation during training."
+    )
+    preset: Literal[
+        "auto", "score", "gsm8k", "qa", "math", "squad", "alpaca", "verl", "trl", "messages", "sharegpt"
+    ] = Field(default="auto", description="Layout of the columns of the source. auto: recognized by their names.")
+    columns: dict[str, str] = Field(
+        default={},
+        description="Your names of columns, by the name that the layout has for them: "
+        "{question: problem, correct_answer: answer}.",
+    )
+    encoding: str = Field(
+        default="auto",
+        description="Encoding of text files: a name that Python knows, such as utf-8 or cp949. auto: detected and "
+        "printed, refused where it is uncertain.",
+    )
+    on_error: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="What to do where more than 1 % of the rows are bad. Up to 1 % are skipped either way.",
+    )
+    near_duplicates: Fraction = Field(
+        default=0.8,
+        description="Jaccard index of words and word pairs from which two questions in different splits count as one. "
+        "0: near duplicates are not searched for.",
+    )
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train_on(self) -> Data:
+        if self.test_fraction + self.validation_fraction >= 1:
+            raise ValueError("test_fraction + validation_fraction must stay below 1")
+        return self
+
+
+class Reward(_Settings):
+    grader: GraderName = Field(
+        default="auto",
+        description="How a reply is compared with the correct answer. auto: chosen by the form of each answer.",
+    )
+    function: str | None = Field(
+        default=None,
+        description="Reward function with TRL's signature, as module:name or file.py:name; the grader then only "
+        "measures. null: 1 for a correct attempt, 0 for any other.",
+    )
+
+
+class Rollout(_Settings):
+    max_new_tokens: Positive = Field(
+        default=512, description="Most tokens of one attempt. Twice this must be less than model.max_seq_length."
+    )
+    temperature: Annotated[float, Field(gt=0.0)] = Field(
+        default=1.0, description="Softmax temperature, of sampling and of the loss alike."
+    )
+    batch_size: Positive = Field(
+        default=64, description="Sequences generated at once. Most of the memory of a rollout is theirs."
+    )
+
+
+class Loss(_Settings):
+    """How the loss is computed, not what it is; see scorefast.kernels.score_loss."""
+
+    impl: Literal["auto", "reference", "chunked", "triton"] = Field(
+        default="auto",
+        description="reference keeps the logits of all tokens; chunked runs on any device; triton needs CUDA. "
+        "auto is chunked.",
+    )
+    buffer_mb: Positive | None = Field(
+        default=None,
+        description="Most MiB of logits held at once. null: 512, or a quarter of the free memory where that is less.",
+    )
+    skip: Fraction = Field(
+        default=0.0,
+        description="Share of a token's gradient that may be left out; 0 is exact, and more needs impl: triton.",
+    )
+
+    @model_validator(mode="after")
+    def _only_triton_skips(self) -> Loss:
+        if self.skip and self.impl != "triton":
+            raise ValueError(f"skip = {self.skip} needs impl: triton (it is {self.impl})")
+        return self
+
+
+class Stage(_Settings):
+    """What both stages share: how long, how fast, how a step is cut, how strong the KL terms are."""
+
+    name: ClassVar[StageName]
+    max_steps: Positive = Field(default=100, description="Optimizer steps.")
+    learning_rate: Annotated[float, Field(gt=0.0)] = Field(
+        default=1e-5, description="Learning rate, at the schedule's peak."
+    )
+    lr_scheduler: str = Field(
+        default="constant",
+        description="Schedule of the learning rate, by its name in transformers, such as constant, linear or cosine. "
+        "One that follows a metric is refused.",
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Steps in which the learning rate rises from 0. The schedule `constant` has no warm-up."
+    )
+    optimizer: str = Field(
+        default="adamw_torch",
+        description="Optimizer, by its name in transformers, such as adamw_torch, adafactor or adamw_8bit, which "
+        "takes less memory on a GPU.",
+    )
+    weight_decay: NonNegative = Field(default=0.0, description="Weight decay of the optimizer; 0 is off.")
+    max_grad_norm: NonNegative = Field(
+        default=1.0, description="Gradient clipping: the largest norm of a gradient; 0 is off."
+    )
+    questions_per_step: Positive = Field(default=16, description="Questions in one optimizer step.")
+    samples_per_question: Annotated[int, Field(ge=2)] = Field(
+        default=8,
+        description="Trajectories per question; one where supervised. The RLOO baseline is the mean of the others.",
+    )
+    micro_batch_size: Positive = Field(
+        default=8, description="Most trajectories in one forward and backward pass. It changes memory and speed only."
+    )
+    normalize: Literal["trajectory", "token"] = Field(
+        default="trajectory",
+        description="What the loss of a step is divided by: its trajectories, or its trained tokens.",
+    )
+    beta1: NonNegative = Field(
+        default=0.01,
+        description="KL weight on the second attempt, unless method is supervised; in stage 2 on both attempts.",
+    )
+    save_steps: Positive = Field(default=50, description="Steps from one checkpoint to the next.")
+    save_total_limit: Positive = Field(default=2, description="Newest checkpoints that are kept.")
+    eval_steps: Positive = Field(
+        default=10, description="Steps from one greedy evaluation on the validation split to the next."
+    )
+    show_steps: Positive = Field(default=10, description="Steps from one printed transcript to the next.")
+    max_kl: Annotated[float, Field(gt=0.0)] = Field(
+        default=5.0,
+        description="A step is skipped where the mean KL per token of either attempt is above this, in nats.",
+    )
+
+    @model_validator(mode="after")
+    def _comes_to_an_end(self) -> Stage:
+        if self.max_steps * self.questions_per_step > MOST_QUESTIONS:
+            raise ValueError(f"max_steps x questions_per_step is more than {MOST_QUESTIONS:,} questions")
+        return self
+
+    @property
+    def turns_sampled(self) -> int:
+        """How many attempts of a trajectory the model writes. The others come from the data."""
+        return 2
+
+    @property
+    def on_policy(self) -> bool:
+        """False where the second attempt is the data's correct answer."""
+        return self.turns_sampled == 2
+
+    @property
+    def samples(self) -> int:
+        """Trajectories of a question in a step: K, or 1 where nothing has to be compared."""
+        return self.samples_per_question if self.on_policy else 1
+
+    @property
+    def trajectories(self) -> int:
+        """Trajectories of a step."""
+        return self.questions_per_step * self.samples
+
+
+class Stage1(Stage):
+    name = "stage1"
+    method: Literal["score", "supervised"] = Field(
+        default="score",
+        description="score: Stage I of the paper, on-policy. supervised: cross-entropy on the correct answers of the "
+        "data as second attempts.",
+    )
+    beta2: NonNegative = Field(
+        default=0.1,
+        description="KL weight on the first attempt; a large one holds it near the original model.",
+    )
+    first_attempt: Literal["data", "sampled"] = Field(
+        default="data",
+        description="Where method: supervised takes first attempts from: original_answer of the data, or the model. "
+        "method: score ignores it.",
+    )
+
+    @property
+    def turns_sampled(self) -> int:
+        if self.method == "score":
+            return 2
+        return int(self.first_attempt == "sampled")
+
+
+class OriginReward(_Settings):
+    """The origin's reward of a second attempt, by what it did to the first."""
+
+    corrected: float = Field(default=1.0, description="First attempt wrong, second right.")
+    partial: float = Field(default=0.5, description="Both wrong, the second closer to the correct answer.")
+    kept: float = Field(default=0.0, description="Both right.")
+    unchanged: float = Field(default=-0.5, description="Both wrong, the second no closer and no further away.")
+    worse: float = Field(
+        default=-1.0, description="First right and second wrong, or both wrong and the second further away."
+    )
+
+
+class Stage2(Stage):
+    name = "stage2"
+    shaping: Literal["paper", "origin"] = Field(
+        default="paper",
+        description="Reward of the second attempt. paper: r2 + alpha (r2 - r1), from the rewards r1 and r2 of both "
+        "attempts. origin: the table `origin`.",
+    )
+    alpha: NonNegative = Field(
+        default=10.0, description="Weight of the improvement r2 - r1; shaping: origin ignores it."
+    )
+    origin: OriginReward = Field(
+        default=OriginReward(),
+        description="Reward of the second attempt by what it changed; shaping: paper ignores it.",
+    )
+
+
+class Eval(_Settings):
+    max_questions: Positive = Field(
+        default=2000, description="Most questions of a split that are evaluated, by `eval` and during training."
+    )
+    bootstrap_samples: Annotated[int, Field(ge=1, le=10**6)] = Field(
+        default=10_000, description="Bootstrap samples of the paired 95 % intervals."
+    )
+
+
+class Recipe(_Settings):
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        default=0, description="Seed of shuffling, LoRA initialization and sampling."
+    )
+    model: Model = Field(default=Model(), description="The model and what of it is trained.")
+    prompt: Prompt = Field(default=Prompt(), description="The messages of a conversation.")
+    data: Data = Field(
+        default=Data(), description="How the source is read and split. Training gets the rest of the questions."
+    )
+    reward: Reward = Field(default=Reward(), description="What an attempt is rewarded for.")
+    rollout: Rollout = Field(default=Rollout(), description="How attempts are sampled.")
+    loss: Loss = Field(
+        default=Loss(), description="How the loss is computed; its value does not depend on it while skip is 0."
+    )
+    stage1: Stage1 = Field(
+        default=Stage1(), description="Stage I rewards the second attempt and holds the first near the original model."
+    )
+    stage2: Stage2 = Field(
+        default=Stage2(),
+        description="Stage II rewards both attempts; shaping rewards the second for improving on the first.",
+    )
+    eval: Eval = Field(default=Eval(), description="How checkpoints are evaluated.")
+    report_to: str = Field(
+        default="none",
+        description="Where metrics go besides the log of the run, by its name in transformers: none, tensorboard, "
+        "wandb, trackio, ... or all.",
+    )
+
+    def stage(self, name: StageName) -> Stage1 | Stage2:
+        return self.stage1 if name == "stage1" else self.stage2
+
+    @model_validator(mode="after")
+    def _replies_fit(self) -> Recipe:
+        if 2 * self.rollout.max_new_tokens >= self.model.max_seq_length:
+            raise ValueError(
+                f"two attempts of rollout.max_new_tokens = {self.rollout.max_new_tokens} do not fit "
+                f"model.max_seq_length = {self.model.max_seq_length} together with a question"
+            )
+        return self
