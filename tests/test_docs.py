@@ -25,6 +25,14 @@ from tests.conftest import NO_NETWORK, QUICK, REPOSITORY, SHIPPED, scorefast
 README, DOCS = REPOSITORY / "README.md", REPOSITORY / "docs"
 GENERATED = {"cli.md", "recipe.md"}
 WRITTEN = [README, REPOSITORY / "CONTRIBUTING.md", *sorted(p for p in DOCS.glob("*.md") if p.name not in GENERATED)]
+# Files that the blocks of a page make last: a loop or a pipe may hide that a command failed.
+MADE = {
+    "data.md": ["runs/checked/report.html", "runs/attempted/train.parquet", "runs/clean/manifest.json"],
+    "grading.md": ["graded.jsonl"],
+    "models-and-memory.md": ["exported/model.safetensors"],
+    "runs.md": ["report.json", "runs/night/checkpoint.json"],
+    "development.md": [],
+}
 MARK = re.compile(r"<!-- (needs|runs in): (.+) -->")
 
 
@@ -136,6 +144,8 @@ def test_the_commands_of_a_page_run(page, trained, tmp_path):
     for made, name in (("data", "data"), ("stage1", "s1"), ("stage2", "s2")):
         shutil.copytree(trained / "runs" / made, folder / "runs" / name)
     run_blocks(page, folder, tmp_path)
+    for made in MADE[page.name]:
+        assert (folder / made).is_file(), made
 
 
 def test_the_picture_is_drawn_from_a_run(trained, tmp_path):
