@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import typer
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
@@ -24,7 +25,7 @@ NOTICE = "<!-- Written by docs/generate.py. Do not edit. -->\n"
 def cli_page() -> str:
     """docs/cli.md: every command with its arguments, options and defaults, as Typer documents them, and exit codes."""
     command = get_command(cli.app)
-    page = get_docs_for_click(obj=command, ctx=command.context_class(command), name="scorefast", title="Commands")
+    page = get_docs_for_click(obj=command, ctx=typer.Context(command), name="scorefast", title="Commands")
     page = re.sub(r"^\* (`\w+`): .*\.\.\.$", r"* \1", html.unescape(page), flags=re.MULTILINE)  # cut-off summaries
     codes = re.search(r"Exit codes: (.+)", cli.main.__doc__ or "")
     assert codes, "the docstring of the command line says what its exit codes are"

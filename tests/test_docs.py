@@ -187,6 +187,12 @@ def test_links_lead_somewhere(page):
             assert not fragment or fragment in anchors(file), target
 
 
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda p: p.name)
+def test_paths_that_a_page_names_are_there(page):
+    named = re.findall(r"`((?:scorefast|tests|benchmarks|studies|recipes)/[\w/.-]*)`", page.read_text(encoding="utf-8"))
+    assert not [path for path in named if not (REPOSITORY / path).exists()]
+
+
 def test_the_readme_stays_short():
     text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 150
