@@ -1,4 +1,5 @@
 # make demo: set up, then train and evaluate the embedded model.   make test: set up, then run all checks.
+# make docs: the documents as a site in build/site.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ DEMO := runs/demo
 export OMP_NUM_THREADS ?= 1
 TORCH := $(shell grep '^torch==' requirements.lock)
 
-.PHONY: install demo test clean
+.PHONY: install demo test docs clean
 install: $(VENV)/installed
 
 $(VENV)/installed: requirements.lock pyproject.toml
@@ -36,5 +37,18 @@ test: install
 	$(BIN)/pytest -n 2
 	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 tests/test_kernels.py -k triton
 
+DOCS := .docs-venv
+PAGES := README.md CONTRIBUTING.md LICENSE data/README.md docs/*.md docs/*.png $(wildcard */results/*.md */results/*.png)
+
+docs: $(DOCS)/installed
+	rm -rf build/docs build/site && mkdir -p build/docs
+	tar cf - $(PAGES) | tar xf - -C build/docs
+	$(DOCS)/bin/zensical build --clean --strict
+
+$(DOCS)/installed: docs/requirements.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(DOCS) runs build *.egg-info

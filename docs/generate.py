@@ -8,14 +8,20 @@ A page is a function without arguments that returns its text; PAGES names the fi
 
 from __future__ import annotations
 
+import html
+import re
 import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import typer
 import yaml
+from typer.cli import get_docs_for_click
+from typer.main import get_command
 
+from scorefast import cli
 from scorefast.recipe import MOST_BASES
 from scorefast.schema import Recipe, Stage
 
@@ -183,11 +189,27 @@ def _table(keys: dict[str, Schema], defaults: dict[str, Any]) -> list[str]:
     return ["\n| key | value | default | description |\n|---|---|---|---|\n", *rows]
 
 
+# --- docs/cli.md -----------------------------------------------------------------------------------------------------
+
+NOTICE = "<!-- Generated from the commands by `python docs/generate.py`: do not edit it. -->\n"
+
+
+def cli_page() -> str:
+    """Every command with its arguments, options and defaults, as Typer documents them, and the exit codes."""
+    command = get_command(cli.app)
+    page = get_docs_for_click(obj=command, ctx=typer.Context(command), name="scorefast", title="Commands")
+    page = re.sub(r"^\* (`\w+`): .*\.\.\.$", r"* \1", html.unescape(page), flags=re.MULTILINE)  # cut-off summaries
+    codes = re.search(r"Exit codes: (.+)", cli.main.__doc__ or "")
+    assert codes, "the docstring of the command line says what its exit codes are"
+    return f"{NOTICE}\n{page.rstrip()}\n\n## Exit codes\n\n{codes[1]}\n"
+
+
 # --- all pages -------------------------------------------------------------------------------------------------------
 
 PAGES: dict[Path, Callable[[], str]] = {
     ROOT / "recipes" / "reference.yaml": reference_recipe,
     ROOT / "docs" / "recipe.md": recipe_page,
+    ROOT / "docs" / "cli.md": cli_page,
 }
 
 

@@ -253,7 +253,7 @@ def eval_(
     on_error: OnErrorOption = None,
     grader: GraderOption = None,
     split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
-    probe: Annotated[bool, typer.Option("--probe", help="Also: does turn 2 read turn 1? (see README)")] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Also: does turn 2 read turn 1? (see docs/runs.md)")] = False,
     out: OutOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
     seed: SeedOption = None,

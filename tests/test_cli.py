@@ -285,19 +285,6 @@ def test_a_question_too_long_for_the_model_is_named_before_it_is_cut(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"d.csv"}
 
 
-def test_readme_commands_exist():
-    """Every `scorefast ...` line of the README parses: its command and its flags are real."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^\s*(?:\w+=\$\()?scorefast ([a-z0-9]+)([^\n)]*)", text, re.MULTILINE)
-    assert {command for command, _ in lines} >= {"prepare", "stage1", "stage2", "eval", "chat"}
-    helps: dict[str, str] = {}
-    for command, rest in lines:
-        if command not in helps:
-            helps[command] = scorefast(command, "--help", cwd=REPOSITORY).stdout
-        for flag in re.findall(r"(?<!\S)--[a-z-]+", rest):
-            assert flag in helps[command], f"scorefast {command} has no {flag}"
-
-
 def test_a_place_where_nothing_can_be_made_is_one_line(tmp_path):
     (tmp_path / "runs").symlink_to(tmp_path / "nowhere")
     done = scorefast_here("prepare", SHIPPED, cwd=tmp_path)

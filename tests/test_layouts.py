@@ -106,11 +106,11 @@ def bad(tmp_path, row):
     return str(caught.value)
 
 
-def test_a_recipe_knows_every_preset_and_the_readme_too():
+def test_a_recipe_knows_every_preset_and_the_page_on_data_too():
     assert set(get_args(Data.model_fields["preset"].annotation)) == {"auto", *PRESETS}
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs" / "data.md").read_text(encoding="utf-8")
     for name, preset in PRESETS.items():
-        assert f"| `{name}` | {', '.join(f'`{column}`' for column in (*preset.needs, *preset.also))}" in readme
+        assert f"| `{name}` | {', '.join(f'`{column}`' for column in (*preset.needs, *preset.also))}" in page
 
 
 def test_what_comes_before_the_question_stands_before_it(tmp_path):
