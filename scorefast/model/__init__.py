@@ -1,0 +1,1 @@
+"""A model and how to talk to it: chat format, loading, adapters, checks, generation, memory."""

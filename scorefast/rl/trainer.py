@@ -102,7 +102,10 @@ class ScoreTrainer(Trainer):
     ) -> tuple[list[Batch], Tensor]:
         """One optimizer step: its questions in, its weighted micro-batches and the normaliser of their loss out."""
         indices = [index for _ in range(num_batches) for index in next(epoch_iterator)]  # the first draws a number
-        self._restore_resumed_random_state()
+        if self._resumed_from is not None:
+            with resuming(self._resumed_from):
+                super()._load_rng_state(self._resumed_from)
+            self._resumed_from = None
         self._random_state = RandomState.now()
         processes = Processes(self.args.process_index, lambda t: self.accelerator.gather(t.to(device)).cpu())
         step = make_step(
@@ -242,12 +245,6 @@ class ScoreTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Not here: `get_batch_samples` does it, before the first step's rewards."""
-
-    def _restore_resumed_random_state(self) -> None:
-        if self._resumed_from is not None:
-            with resuming(self._resumed_from):
-                super()._load_rng_state(self._resumed_from)
-            self._resumed_from = None
 
 
 def _metrics_of_step(
