@@ -163,8 +163,7 @@ def test_the_picture_is_drawn_from_a_run(trained, tmp_path):
         assert file.stat().st_size < 150_000
 
 
-def test_generated_pages_equal_the_code():
-    """In a terminal of any width."""
+def test_generated_pages_do_not_depend_on_the_width_of_the_terminal():
     environment = os.environ | {"COLUMNS": "40", "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, DOCS / "generate.py", "--check"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

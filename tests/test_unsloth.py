@@ -149,8 +149,10 @@ import_backend(recipe.model)
 import torch
 
 from scorefast.data.load import load_dataset
+from scorefast.rl.batch import collate
 from scorefast.rl.objective import TurnCoefficients
 from scorefast.rl.loss import micro_batch_loss
+from scorefast.rl.rollout import two_turn_rollout
 policy = load_policy(recipe, trainable=True)
 model, chat = policy.model, policy.chat
 model.train()
