@@ -1,18 +1,21 @@
-"""Graders of answers side by side, on labelled pairs: results/graders.json and, from it, graders.md. Needs trl.
+"""Graders of answers side by side, on labelled pairs: which replies does each of them take for right?
 
-    python benchmarks/graders.py pairs --labelled PATH          # and tests/hard_pairs*.jsonl, or the files given
-    python benchmarks/graders.py speed --labelled PATH
-PATH: OpenAI's labelled_solutions.jsonl, four models' solutions to GSM8K's questions. Each keeps the other's figures.
+    python -m benchmarks graders pairs --labelled PATH     # and tests/hard_pairs*.jsonl, or the files given
+    python -m benchmarks graders speed --labelled PATH
+
+Writes benchmarks/results/graders.json and, from it, graders.md; each action keeps the other's figures. PATH is OpenAI's
+labelled_solutions.jsonl, four models' solutions to GSM8K's questions. Where trl is not installed, TRL is left out.
 """
 
-import argparse
+from __future__ import annotations
+
+import importlib.util
 import json
 import logging
-import platform
 import re
 from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 from multiprocessing import Pool
 from pathlib import Path
 from time import process_time
@@ -20,8 +23,8 @@ from timeit import timeit
 from typing import Any
 
 from math_verify import parse, verify
-from trl.rewards import accuracy_reward
 
+from benchmarks.common import RESULTS, ROOT, argument_parser, machine_line, markdown_table, write_page
 from scorefast.grading.grade import grade
 from scorefast.stats import wilson
 
@@ -35,7 +38,7 @@ VERDICTS = {  # on a disagreement of scorefast's: (file, line)
 }
 INTRODUCTION = r"""# Graders of answers side by side
 
-Written by `python benchmarks/graders.py` on WHERE.
+Written by `python -m benchmarks graders` on WHERE.
 Both files of hard pairs were written without knowledge of scorefast's grader, by its stated rules. At first contact it
 agreed with FIRST
 of `hard_pairs.jsonl`, and was then improved on them. `hard_pairs_held_out.jsonl` was run after that, once: it agreed
@@ -82,7 +85,10 @@ def symbolic(pair: dict[str, Any], trl: bool, bare: bool = False) -> float | Non
     gold, parsed = next(((g, p) for g in (gold, f"${gold}$") if (p := parse(g))), (gold, []))
     if not trl:
         return verify(parsed, parse(pair["answer"])) if parsed else None
-    return accuracy_reward([[{"role": "assistant", "content": shaped(pair, r"\\boxed{\1}")}]], [gold])[0]
+    from trl.rewards import accuracy_reward
+
+    found: float | None = accuracy_reward([[{"role": "assistant", "content": shaped(pair, r"\\boxed{\1}")}]], [gold])[0]
+    return found
 
 
 def lm_eval(pair: dict[str, Any], strict: bool) -> bool:
@@ -99,7 +105,8 @@ def last_number(pair: dict[str, Any]) -> bool:
     return all(found) and len({float(numbers[-1].replace(",", "")) for numbers in found}) == 1
 
 
-CONTENDERS: dict[str, tuple[tuple[str, ...], Any]] = {  # None: not graded
+Verdict = Callable[[dict[str, Any]], float | None]  # None: not graded
+CONTENDERS: dict[str, tuple[tuple[str, ...], Verdict]] = {
     "scorefast": (KINDS, scorefast),
     "math-verify": (KINDS[:2], partial(symbolic, trl=False)),
     f"math-verify{BARE}": (KINDS[:2], partial(symbolic, trl=False, bare=True)),
@@ -109,6 +116,8 @@ CONTENDERS: dict[str, tuple[tuple[str, ...], Any]] = {  # None: not graded
     "lm-eval flexible-extract": (KINDS[:1], partial(lm_eval, strict=False)),
     "last number": (KINDS[:1], last_number),
 }
+if importlib.util.find_spec("trl") is None:
+    CONTENDERS = {name: its for name, its in CONTENDERS.items() if not name.startswith("TRL")}
 
 
 def warm_up() -> None:
@@ -162,23 +171,29 @@ def attack(before: str, after: str, n: int, grader: Any) -> float:
     """The most seconds: as reply, as reference too, as question too; and, after a marker, as much of it as is read."""
     long, short = (before * m + "1" * bool(after) + after * m for m in (n, min(n, 18_000 // len(before + after))))
     plain, short = {"choice": "B", "math": r"\frac{1}{2}"}.get(grader, "18"), f"The answer is ${short}$"
-    cases = [(long, plain), (long, long), (long, plain, long), (short, plain), (short, short)]
-    return max(timeit(partial(grade, *case[:2], grader, *case[2:]), number=1) for case in cases)
+    cases = [(long, plain, None), (long, long, None), (long, plain, long), (short, plain, None), (short, short, None)]
+    calls = (partial(grade, reply, reference, grader, question) for reply, reference, question in cases)
+    return max(timeit(call, number=1) for call in calls)
 
 
-def speed(pairs: list[dict[str, Any]], pools: list[Any]) -> dict[str, Any]:
+def speed(pairs: list[dict[str, Any]], pools: list[Any], shrink: int) -> dict[str, Any]:
+    """CPU seconds of 100,000 gradings, and the longest of each attack. shrink divides the numbers of both."""
     warm_up()
     timed: dict[str, float] = {}
     for name, n in (("scorefast", 100_000), ("math-verify", 300), ("TRL", 300)):
-        own = [pairs[i * (8 if n == 300 else 1) % len(pairs)] for i in range(n)]
-        timed[name] = timeit(partial(list, map(CONTENDERS[name][1], own)), timer=process_time, number=1) * 100_000 / n
-    return {"timed": timed, "attacks": [[*a, *(limited(pools, 120, attack, *a, k) for k in KINDS)] for a in ATTACKS]}
+        if name in CONTENDERS:
+            n, stride = max(1, n // shrink), 8 if n == 300 else 1
+            own = [pairs[i * stride % len(pairs)] for i in range(n)]
+            grade_all: Any = partial(list, map(CONTENDERS[name][1], own))
+            timed[name] = timeit(grade_all, timer=process_time, number=1) * 100_000 / n
+    attacks = [(before, after, max(1, n // shrink)) for before, after, n in ATTACKS]
+    return {"timed": timed, "attacks": [[*a, *(limited(pools, 120, attack, *a, k) for k in KINDS)] for a in attacks]}
 
 
 def table(heads: list[str], rows: list[list[Any]]) -> list[str]:
-    cells = [[f"{x:,.2f}" if isinstance(x, float) else str(x) for x in row] for row in rows]
-    texts = [[x.replace("|", "\\|").replace("\n", "⏎") for x in row] for row in (heads, ["---"] * len(heads), *cells)]
-    return ["", *(f"| {' | '.join(row)} |" for row in texts), ""]
+    """With an empty line on either side; numbers with two digits, line breaks shown."""
+    cells = [[f"{x:,.2f}" if isinstance(x, float) else str(x).replace("\n", "⏎") for x in row] for row in rows]
+    return ["", *markdown_table(heads, cells), ""]
 
 
 def cell(counts: dict[str, int]) -> str:
@@ -204,38 +219,41 @@ def section(name: str, graders: dict[str, Any]) -> list[str]:
     return lines + table(["", "line", "kind", "label", "reply", "reference", "why", "verdict"], odd or [["none"]])
 
 
-def main() -> None:
-    target = Path(__file__).resolve().parent / "results" / "graders.json"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["pairs", "speed"])
-    parser.add_argument("files", type=Path, nargs="*", default=sorted(target.parents[2].glob("tests/hard_pairs*")))
-    parser.add_argument("--labelled", type=Path, help="needed by speed")
-    flags, pools = parser.parse_args(), []
-    report = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {"pairs": {}, "speed": {}}
-    cpu = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))[0]
-    packages = [f"{p} {version(p)}" for p in ("math-verify", "latex2sympy2_extended", "sympy", "trl")]
-    where = ", ".join([cpu, f"Python {platform.python_version()}", *packages])
-    if flags.action == "speed":
-        report["speed"] = speed(pairs_of(flags.labelled), pools) | {"where": where}
-    else:
-        for file in flags.files + [flags.labelled] * bool(flags.labelled):
-            report["pairs"][file.name] = measure(pairs_of(file), pools)
-        report["where"] = where
-    target.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    lines = [
-        INTRODUCTION.replace("FIRST", FIRST)
-        .replace("HELD", HELD)
-        .replace("LIMIT", f"{LIMIT:g}")
-        .replace("WHERE", report["where"])
-    ]
+def page(report: dict[str, Any]) -> list[str]:
+    """The lines of graders.md."""
+    told = {"FIRST": FIRST, "HELD": HELD, "LIMIT": f"{LIMIT:g}", "WHERE": report.get("where", "nothing yet")}
+    lines = [re.sub("|".join(told), lambda found: told[found[0]], INTRODUCTION)]
     lines += [line for name, graders in report["pairs"].items() for line in section(name, graders)]
     if fast := report["speed"]:
         rows = [[k, s, s / fast["timed"]["scorefast"]] for k, s in fast["timed"].items()]
         lines += [f"## Speed\n\n{fast['where']}. {SPEED}", *table(["", "CPU seconds", "ratio"], rows), ATTACKED]
         rows = [[f"`{a + b}`".replace(" ", "␣"), *rest] for a, b, *rest in fast["attacks"]]
         lines += table(["text", "times", *KINDS], rows)
-    target.with_suffix(".md").write_text("\n".join(lines), encoding="utf-8")
+    return lines
 
 
-if __name__ == "__main__":
-    main()
+def main(argv: Sequence[str]) -> None:
+    """Parse the flags, measure, and write the results and the page."""
+    parser = argument_parser("benchmarks graders", __doc__)
+    parser.add_argument("action", choices=["pairs", "speed"])
+    parser.add_argument("files", type=Path, nargs="*", default=sorted(ROOT.glob("tests/**/hard_pairs*")))
+    parser.add_argument("--labelled", type=Path, help="needed by speed")
+    parser.add_argument("--shrink", type=int, default=1, help="divides the work of speed")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of graders.json")
+    given = parser.parse_args(argv)
+    if given.action == "speed" and given.labelled is None:
+        parser.error("speed needs --labelled")
+    pools: list[Any] = []
+    target = given.out / "graders.json"
+    report = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {"pairs": {}, "speed": {}}
+    where = machine_line(("math-verify", "latex2sympy2_extended", "sympy", "trl"))
+    if given.action == "speed":
+        report["speed"] = speed(pairs_of(given.labelled), pools, given.shrink) | {"where": where}
+    else:
+        for file in given.files + [given.labelled] * bool(given.labelled):
+            report["pairs"][file.name] = measure(pairs_of(file), pools)
+        report["where"] = where
+    for pool in pools:
+        pool.terminate()
+    write_page(target, [json.dumps(report, indent=1, ensure_ascii=False)])
+    write_page(target.with_suffix(".md"), page(report))

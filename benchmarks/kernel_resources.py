@@ -1,6 +1,6 @@
 """Registers, shared memory and spills of the triton kernels, compiled for GPUs that need not be here.
 
-python benchmarks/kernel_resources.py        # writes benchmarks/results/kernels.md
+    python -m benchmarks kernel_resources     # benchmarks/results/kernels.md
 
 Per kernel, architecture, dtype and alignment of V and D, with the tile chosen for it and everything switched on
 (reference, soft cap, stored gradient; where V or D is odd a bias, too). A stack above 0 would be registers spilt to
@@ -13,7 +13,7 @@ import re
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.common import RESULTS, argument_parser, markdown_table, write_page
 from scorefast.kernels import triton as kernels
 
-TABLE = Path(__file__).parent / "results" / "kernels.md"
+TABLE = RESULTS / "kernels.md"
+HEADS = (
+    *("GPU", "dtype", "multiples of 16", "kernel", "tile", "warps", "stages"),
+    *("registers", "shared, KB", "stack, bytes"),
+)
 # Shared memory that one block may have, bytes (CUDA C++ Programming Guide, compute capabilities).
 SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -119,26 +124,26 @@ def _resource_usage(cubin: bytes) -> dict[str, int]:
 
 
 def row(r: Resources) -> str:
+    """The line of the table."""
     cells = [f"sm_{r.sm}", r.dtype, r.aligned, f"`{r.kernel}`", r.tile, r.warps, r.stages, r.registers]
     cells += [f"{r.shared / 1024:.0f} of {SHARED_LIMIT[r.sm] // 1024}", r.stack]
-    return f"| {' | '.join(map(str, cells))} |"
+    return markdown_table(HEADS, [cells])[-1]
 
 
-def main() -> None:
-    rows = [row(r) for sm in SHARED_LIMIT for r in all_resources(sm)]
+def main(argv: Sequence[str]) -> None:
+    """Parse the flags, compile everything and write the page."""
+    parser = argument_parser("benchmarks kernel_resources", __doc__)
+    parser.add_argument("--sm", type=int, nargs="+", choices=SHARED_LIMIT, default=list(SHARED_LIMIT))
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of kernels.md")
+    given = parser.parse_args(argv)
     lines = [
         "# The triton kernels as compiled",
         "",
-        f"Written by `python benchmarks/kernel_resources.py`, triton {triton.__version__}, without a GPU. A stack of 0",
+        f"Written by `python -m benchmarks kernel_resources`, triton {triton.__version__}, without a GPU. A stack of 0",
         "says that no register was spilt to memory.",
         "",
-        "| GPU | dtype | multiples of 16 | kernel | tile | warps | stages | registers | shared, KB | stack, bytes |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-        *rows,
+        *markdown_table(HEADS, []),
+        *(row(r) for sm in given.sm for r in all_resources(sm)),
     ]
-    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_page(given.out / TABLE.name, lines)
     print("\n".join(lines))
-
-
-if __name__ == "__main__":
-    main()

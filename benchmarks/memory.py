@@ -1,6 +1,7 @@
 """The memory that `--dry-run` plans against the resident memory that the same stage then reaches, on the CPU.
 
-    python benchmarks/memory.py models/smollm2-135m
+    python -m benchmarks memory models/smollm2-135m     # benchmarks/results/memory.md
+    python -m benchmarks memory --only tiny             # some of the cases, printed alone
 
 Each case is two fresh processes: one plans, one takes a step. SmolLM2's weights are drawn anew, so that its replies
 are as long as they may be, which is what a plan is for; the embedded model's replies are short, and its process is
@@ -9,18 +10,29 @@ nearly all there is. MALLOC_MMAP_THRESHOLD_ is set, so that glibc gives back wha
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 
-RESULT = Path(__file__).parent / "results" / "memory.md"
-DATA = Path(__file__).parent.parent / "data" / "score.csv"
+from benchmarks.common import (
+    RESULTS,
+    ROOT,
+    about,
+    argument_parser,
+    command,
+    environment,
+    machine_line,
+    markdown_table,
+    seconds_and_peak,
+    set_flags,
+    write_page,
+)
+
+DATA = ROOT / "data" / "score.csv"
 PLAN = """
 import json, sys
 from scorefast.data.load import load_dataset
@@ -28,9 +40,9 @@ from scorefast.recipe import load_recipe
 recipe = load_recipe("tiny-cpu", sys.argv[3:])
 dataset = load_dataset(sys.argv[2], recipe.data)
 from pathlib import Path
+from scorefast import train
 from scorefast.runs.job import Job
-from scorefast.train import check, plan
-plan = plan(check(Job(sys.argv[1], recipe, dataset, None, Path())))
+plan = train.plan(train.check(Job(sys.argv[1], recipe, dataset, None, Path())))
 print(json.dumps({"moments": plan.moments, "tokens": plan.tokens, "base": plan.parts[0].size}))
 """
 SMOLLM2 = [
@@ -55,6 +67,7 @@ CASES = {
         [*SMOLLM2, "stage2.micro_batch_size=1", "rollout.batch_size=32", "stage2.questions_per_step=8"],
     ),
 }
+HEADS = ("", "tokens", "the most in", "before a model", "planned", "reached", "planned / reached - 1")
 
 
 def redraw(model: Path, folder: Path, dtype: str) -> None:
@@ -69,59 +82,47 @@ def redraw(model: Path, folder: Path, dtype: str) -> None:
     AutoTokenizer.from_pretrained(model).save_pretrained(folder)
 
 
-def peak(command: list[str], folder: Path) -> int:
-    """Peak resident bytes of a process that has to succeed."""
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit((folder / "log").read_text())
-    return usage.ru_maxrss * 1024
+def measured(case: str, settings: list[str], folder: Path) -> list[str]:
+    """The cells of one case: plan it in one process, take a step in another."""
+    stage, own = CASES[case]
+    settings = [f"{stage}.max_steps=1", f"{stage}.eval_steps=2", *own, *settings]
+    words = [sys.executable, "-c", PLAN, stage, str(DATA), *settings]
+    planned = json.loads(subprocess.check_output(words, env=environment(), text=True))
+    given = ["--data", DATA, "--out", folder / case, "--recipe", "tiny-cpu", *set_flags(settings)]
+    _, reached = seconds_and_peak(command(stage, *given), folder)
+    most = max(planned["moments"], key=planned["moments"].get)
+    total = planned["moments"][most]
+    sizes = [f"{n / 1e9:.2f}" for n in (planned["base"], total, reached)]
+    return [case, str(planned["tokens"]), most, *sizes, f"{total / reached - 1:+.1%}"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("smollm2", type=Path, help="folder of SmolLM2-135M-Instruct (benchmarks/smollm2.py makes it)")
-    parser.add_argument("--only", default="", help="cases whose name contains this; writes no result")
-    arguments = parser.parse_args()
-    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
-    lines = []
+def main(argv: Sequence[str]) -> None:
+    """Parse the flags, measure the cases and write the page."""
+    parser = argument_parser("benchmarks memory", __doc__)
+    parser.add_argument("smollm2", type=Path, nargs="?", help="SmolLM2's folder: `python -m studies smollm2 model`")
+    parser.add_argument("--only", default="", help="cases whose name contains this; prints them and writes no page")
+    parser.add_argument("--set", dest="settings", action="append", default=[], help="key=value, of every case")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of memory.md")
+    given = parser.parse_args(argv)
+    cases = [case for case in CASES if given.only in case]
+    if given.smollm2 is None and any("SmolLM2" in case for case in cases):
+        parser.error("these cases need the folder of SmolLM2-135M-Instruct, or --only tiny")
+    os.environ |= {"HF_HUB_OFFLINE": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    rows: list[list[str]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for dtype in ("float32", "bfloat16"):
-            redraw(arguments.smollm2, folder / dtype, dtype)
-        for case, (stage, flags) in CASES.items():
-            if arguments.only not in case:
-                continue
-            steps = [f"{stage}.max_steps=1", f"{stage}.eval_steps=2"]
-            drawn = folder / ("bfloat16" if "bfloat16" in case else "float32")
-            settings = [*steps, *([f"model.name={drawn}"] if "SmolLM2" in case else []), *flags]
-            planned = json.loads(
-                subprocess.check_output([sys.executable, "-c", PLAN, stage, str(DATA), *settings], text=True)
-            )
-            flags_given = [text for setting in settings for text in ("--set", setting)]
-            out = folder / f"run{len(lines)}"
-            command = [sys.executable, "-m", "scorefast", stage, "--data", str(DATA), "--out", str(out), *flags_given]
-            measured = peak([*command, "--recipe", "tiny-cpu"], folder)
-            most = max(planned["moments"], key=planned["moments"].get)
-            total = planned["moments"][most]
-            sizes = [planned["base"], total, measured]
-            lines.append(
-                f"| {case} | {planned['tokens']} | {most} | {' | '.join(f'{n / 1e9:.2f}' for n in sizes)} "
-                f"| {total / measured - 1:+.1%} |"
-            )
-            print(lines[-1], file=sys.stderr)
-    if arguments.only:
+        for case in cases:
+            settings = list(given.settings)
+            if "SmolLM2" in case:
+                dtype = "bfloat16" if "bfloat16" in case else "float32"
+                if not (folder / dtype).is_dir():
+                    redraw(given.smollm2, folder / dtype, dtype)
+                settings.append(f"model.name={folder / dtype}")
+            rows.append(measured(case, settings, folder))
+            print(markdown_table(HEADS, rows)[-1], flush=True)
+    if given.only:
         return
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
-    RESULT.write_text(
-        f"# Planned and reached memory\n\n{__doc__.split(chr(10), 4)[4].strip()}\n\n"
-        f"Python {platform.python_version()}, {versions}; {os.cpu_count()} cores. GB (10^9 bytes), resident.\n\n"
-        "| | tokens | the most in | before a model | planned | reached | planned / reached - 1 |\n"
-        "|---|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n",
-        encoding="utf-8",
-    )
-
-
-if __name__ == "__main__":
-    main()
+    where = f"{machine_line(('torch', 'transformers', 'peft'))}. GB (10^9 bytes), resident."
+    lines = ["# Planned and reached memory", "", about(__doc__), "", where, "", *markdown_table(HEADS, rows)]
+    write_page(given.out / "memory.md", lines)

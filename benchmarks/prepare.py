@@ -1,6 +1,6 @@
 """`scorefast prepare` against `datasets.load_dataset("csv")` + `to_parquet` of a large CSV: time and memory.
 
-    python benchmarks/prepare.py --rows 1000000
+    python -m benchmarks prepare --rows 1000000     # benchmarks/results/prepare.md
 
 Whole processes in turns; the file is made first, so that it lies in the page cache. datasets reads and writes; prepare
 also checks, normalises, hashes, deduplicates, splits, grades and counts tokens. Two files: questions with numbers, as
@@ -9,26 +9,40 @@ mathematics has them, and questions without, all of which have to be compared fo
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
-import platform
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 
-RESULT = Path(__file__).parent / "results" / "prepare.md"
+from benchmarks.common import (
+    RESULTS,
+    about,
+    argument_parser,
+    command,
+    machine_line,
+    markdown_table,
+    seconds_and_peak,
+    write_page,
+)
+
 DATASETS = """
 import sys, datasets
 loaded = datasets.load_dataset("csv", data_files=sys.argv[1], cache_dir=sys.argv[2], split="train")
 loaded.to_parquet(sys.argv[3])
 """
+CASES = {  # name -> (whether the questions have numbers, flags of prepare)
+    "questions with numbers": (True, []),
+    "questions with numbers, near duplicates off": (True, ["--set", "data.near_duplicates=0"]),
+    "questions without numbers": (False, []),
+    "questions without numbers, near duplicates off": (False, ["--set", "data.near_duplicates=0"]),
+}
+HEADS = ("", "MB", "datasets, s", "prepare, s", "ratio", "datasets, GB", "prepare, GB")
+Times = dict[str, list[tuple[float, int]]]  # of each contender: seconds and peak bytes, round by round
 
 
 def write_csv(path: Path, rows: int, numbers: bool) -> None:
@@ -46,68 +60,52 @@ def write_csv(path: Path, rows: int, numbers: bool) -> None:
             writer.writerow([question, first, " ".join(draw.choices(words, k=12)) + f"\n#### {a + b}"])
 
 
-def measured(command: list[str], folder: Path) -> tuple[float, float]:
-    """(seconds, peak resident GB) of a process."""
-    with (folder / "log").open("w") as log:
-        started = time.perf_counter()
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit((folder / "log").read_text())
-    return time.perf_counter() - started, usage.ru_maxrss / 1e6
-
-
-def compare(source: Path, folder: Path, rounds: int, *flags: str) -> dict[str, list[tuple[float, float]]]:
-    times: dict[str, list[tuple[float, float]]] = {"datasets": [], "prepare": []}
+def compare(source: Path, folder: Path, rounds: int, flags: Sequence[str]) -> Times:
+    """Both contenders in turns, each in a fresh process and into fresh folders."""
+    times: Times = {"datasets": [], "prepare": []}
+    datasets = [sys.executable, "-c", DATASETS, str(source), "cache", "datasets.parquet"]
+    prepare = command("prepare", source, "--out", "out", *flags)
     for _ in range(rounds):
         for name in ("cache", "out"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        datasets = [sys.executable, "-c", DATASETS, str(source), "cache", "datasets.parquet"]
-        times["datasets"].append(measured(datasets, folder))
-        prepare = [sys.executable, "-m", "scorefast", "prepare", str(source), "--out", "out", *flags]
-        times["prepare"].append(measured(prepare, folder))
+        times["datasets"].append(seconds_and_peak(datasets, folder))
+        times["prepare"].append(seconds_and_peak(prepare, folder))
     return times
 
 
-def line(name: str, size: int, times: dict[str, list[tuple[float, float]]]) -> str:
+def cells(name: str, size: int, times: Times) -> list[str]:
+    """Medians over rounds with the least and the most; ratios are of times of the same round."""
     seconds = {k: [s for s, _ in v] for k, v in times.items()}
     ratios = [p / d for p, d in zip(seconds["prepare"], seconds["datasets"], strict=True)]
-    cells = [f"{statistics.median(v):.1f} ({min(v):.1f} to {max(v):.1f})" for v in seconds.values()]
-    ratio = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
-    memory = [f"{max(m for _, m in v):.2f}" for v in times.values()]
-    return f"| {name} | {size / 1e6:.0f} | {' | '.join(cells)} | {ratio} | {' | '.join(memory)} |"
+    spread = [f"{statistics.median(v):.1f} ({min(v):.1f} to {max(v):.1f})" for v in (*seconds.values(), ratios)]
+    memory = [f"{max(m for _, m in v) / 1e9:.2f}" for v in times.values()]
+    return [name, f"{size / 1e6:.0f}", *spread, *memory]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: Sequence[str]) -> None:
+    """Parse the flags, measure the cases and write the page."""
+    parser = argument_parser("benchmarks prepare", __doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
-    os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="2")
-    lines = []
+    parser.add_argument("--only", default="", help="cases whose name contains this; prints them and writes no page")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of prepare.md")
+    given = parser.parse_args(argv)
+    os.environ |= {"HF_HUB_OFFLINE": "1"}
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    rows: list[list[str]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for numbers in (True, False):
-            source = folder / "large.csv"
-            write_csv(source, arguments.rows, numbers)
-            kind = "questions with numbers" if numbers else "questions without numbers"
-            for flags in ([], ["--set", "data.near_duplicates=0"]):
-                times = compare(source, folder, arguments.rounds, *flags)
-                lines.append(line(kind + (", near duplicates off" if flags else ""), source.stat().st_size, times))
-                print(lines[-1], file=sys.stderr)
-    cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if sys.platform == "linux" else []
-    cpu = next((text.split(":")[1].strip() for text in cpus if text.startswith("model name")), platform.machine())
-    versions = ", ".join(f"{name} {version(name)}" for name in ("datasets", "pyarrow", "rensa", "tokenizers"))
-    RESULT.write_text(
-        f"# prepare on a large file\n\n{__doc__.split(chr(10), 4)[4].strip()}\n\n"
-        f"{arguments.rows:,} rows, {arguments.rounds} rounds, medians (least to most) of whole processes; "
-        f"{os.cpu_count()} cores of {cpu}, Python {platform.python_version()}, {versions}.\n\n"
-        "| | MB | datasets, s | prepare, s | ratio | datasets, GB | prepare, GB |\n|---|---|---|---|---|---|---|\n"
-        + "\n".join(lines)
-        + "\n",
-        encoding="utf-8",
-    )
-
-
-if __name__ == "__main__":
-    main()
+        for case, (numbers, flags) in CASES.items():
+            if given.only not in case:
+                continue
+            source = folder / f"large-{numbers}.csv"
+            if not source.is_file():
+                write_csv(source, given.rows, numbers)
+            rows.append(cells(case, source.stat().st_size, compare(source, folder, given.rounds, flags)))
+            print(markdown_table(HEADS, rows)[-1], flush=True)
+    if given.only:
+        return
+    machine = machine_line(("datasets", "pyarrow", "rensa", "tokenizers"))
+    what = f"{given.rows:,} rows, {given.rounds} rounds, medians (least to most) of whole processes; {machine}."
+    lines = ["# prepare on a large file", "", about(__doc__), "", what, "", *markdown_table(HEADS, rows)]
+    write_page(given.out / "prepare.md", lines)

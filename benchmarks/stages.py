@@ -1,14 +1,15 @@
 """What a stage takes on this machine: memory against its plan, tokens a second, and where the time goes.
 
-    python benchmarks/stages.py                                     # recipes of this machine that fit, both stages
-    python benchmarks/stages.py --recipe gemma-2-2b-it              # one of them
-    python benchmarks/stages.py --recipe gemma-2-2b-it --set rollout.max_new_tokens=64
+    python -m benchmarks stages                                # recipes of this machine that fit, both stages
+    python -m benchmarks stages --recipe gemma-2-2b-it         # one of them
+    python -m benchmarks stages --recipe gemma-2-2b-it --set rollout.max_new_tokens=64
 
 A step takes as many questions as are written at once, not the recipe's whole number: rates and memory do not depend on
 it. A model that nobody may ship (Gemma-2-2B) is drawn at random by its shipped configuration, so that no network is
 needed (it takes 5.2 GB of disk, and of memory while it is drawn; of 9B, 18.5 GB). Its replies run to their full length,
 which is the most that a stage can take. Every other reply is rewarded, so that there is a gradient. The first step,
-which compiles, allocates and fills caches, is left out.
+which compiles, allocates and fills caches, is left out. The file also runs as a script, `python benchmarks/stages.py`,
+with the repository on PYTHONPATH. Results are added to benchmarks/results/stages.json, from which stages.md is made.
 
 Rollout tokens are those written, update tokens those of whole trajectories, through reference, forward, loss, backward
 and optimizer; the rollout's share is of the time of both. planned: what `--dry-run` says, less the CUDA context;
@@ -17,26 +18,32 @@ reached: the most that tensors took of the card, loading included; held: the mos
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-RESULT = ROOT / "benchmarks" / "results" / "stages.json"
+from benchmarks.common import (
+    RESULTS,
+    ROOT,
+    argument_parser,
+    command,
+    environment,
+    machine_line,
+    markdown_table,
+    set_flags,
+    write_page,
+)
+from scorefast.schema import StageName
+
 DATA = ROOT / "data" / "score.csv"
 GPU = ("gemma-2-2b-it", "gemma-2-2b-it-12gb", "gemma-2-2b-it-24gb", "gemma-2-9b-it-24gb")
 CPU = ("tiny-cpu",)
@@ -64,13 +71,7 @@ def machine() -> tuple[str, bool]:
     """(what it is, with versions; whether there is a card)."""
     import torch
 
-    card = torch.cuda.is_available()
-    found = []
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found.append(f"{package} {version(package)}")
-    name = torch.cuda.get_device_name(0) if card else f"{os.cpu_count()} CPU cores"
-    return f"{name}; Python {platform.python_version()}, {', '.join(found)}", card
+    return machine_line(PACKAGES), torch.cuda.is_available()
 
 
 def draw_model(name: str, folder: Path) -> None:
@@ -89,29 +90,25 @@ def draw_model(name: str, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def plan(recipe: str, stage: str, settings: list[str]) -> tuple[float, float]:
+def plan(recipe: str, stage: StageName, settings: list[str]) -> tuple[float, float]:
     """(GB planned, GB free), both without what is there before a model is loaded."""
+    from scorefast import train
     from scorefast.data.load import load_dataset
     from scorefast.model.memory import memory_here
     from scorefast.recipe import load_recipe
     from scorefast.runs.job import Job
-    from scorefast.train import plan
 
     resolved = load_recipe(recipe, settings)
-    planned = plan(Job(stage, resolved, load_dataset(str(DATA), resolved.data), None, Path()))  # type: ignore[arg-type]
+    planned = train.plan(Job(stage, resolved, load_dataset(str(DATA), resolved.data), None, Path()))
     _, free, base = memory_here()
     return (planned.total - planned.parts[0].size) / 1e9, (free - base) / 1e9
 
 
-def measure(recipe: str, stage: str, settings: list[str], run: Path) -> dict[str, Any]:
+def measure(recipe: str, stage: StageName, settings: list[str], run: Path) -> dict[str, Any]:
     """What a stage says of itself that runs as a user's does, in a process of its own. Raises RuntimeError."""
-    flags = [word for setting in settings for word in ("--set", setting)]
-    command = [sys.executable, "-m", "scorefast", stage, "--recipe", recipe, "--data", str(DATA), "--out", str(run)]
-    paths = [str(ROOT), str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run(
-        [*command, "--reward", "stages:every_other", *flags], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    given = ["--recipe", recipe, "--data", DATA, "--out", run, "--reward", "benchmarks.stages:every_other"]
+    words = command(stage, *given, *set_flags(settings))
+    done = subprocess.run(words, env=environment(), stderr=subprocess.PIPE, text=True)
     print(done.stderr, file=sys.stderr)
     if done.returncode:
         raise RuntimeError(f"exit code {done.returncode}: {done.stderr.strip().splitlines()[-1]}")
@@ -134,12 +131,12 @@ def measure(recipe: str, stage: str, settings: list[str], run: Path) -> dict[str
     return row
 
 
-def questions(recipe: str, stage: str, settings: list[str]) -> int:
+def questions(recipe: str, stage: StageName, settings: list[str]) -> int:
     """So many that their trajectories fill the rollout's batch."""
     from scorefast.recipe import load_recipe
 
     resolved = load_recipe(recipe, settings)
-    section = getattr(resolved, stage)
+    section = resolved.stage(stage)
     full = math.ceil(resolved.rollout.batch_size / section.samples)
     return min(section.questions_per_step, full)
 
@@ -148,11 +145,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]]) -> list[str]:
     """Machines are numbered, and named below. A recipe for a card that met none has an empty row."""
     machines = list(dict.fromkeys(row["machine"] for row in rows))
     met = {row["recipe"] for row in rows if "reached GB" in row}
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    lines = []
     for row in [*rows, *({"recipe": name} for name in GPU if name not in met)]:
         shown = {name: number(value) if isinstance(value, float) else str(value) for name, value in row.items()}
         if "machine" in row:
@@ -161,29 +158,45 @@ def table(rows: list[dict[str, Any]]) -> str:
             shown["settings"] += f"; {row['note']}" if "note" in row else ""
         if "reached GB" in row:
             shown["planned / reached - 1"] = f"{row['planned GB'] / row['reached GB'] - 1:+.1%}"
-        lines.append(f"| {' | '.join(shown.get(column, '') for column in COLUMNS)} |")
-    return "\n".join([*lines, "", *(f"{i}. {name}" for i, name in enumerate(machines, 1))])
+        lines.append([shown.get(column, "") for column in COLUMNS])
+    return [*markdown_table(COLUMNS, lines), "", *(f"{i}. {name}" for i, name in enumerate(machines, 1))]
 
 
-def keep(row: dict[str, Any]) -> None:
-    """In place of an older row of the same."""
-    rows = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else []
+def keep(row: dict[str, Any], result: Path) -> None:
+    """Into `result`, in place of an older row of the same, and the page beside it."""
+    rows = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else []
     rows = [old for old in rows if any(old.get(key) != row[key] for key in IDENTITY)] + [row]
-    RESULT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    text = f"# What a stage takes\n\n{__doc__.split(chr(10), 2)[2]}\n{table(rows)}\n"
-    RESULT.with_suffix(".md").write_text(text, encoding="utf-8")
+    write_page(result, [json.dumps(rows, indent=1)])
+    assert __doc__ is not None
+    write_page(result.with_suffix(".md"), ["# What a stage takes", "", __doc__.split("\n", 2)[2], *table(rows)])
 
 
-def main() -> None:
+def measured(recipe: str, stage: StageName, settings: list[str], folder: Path) -> dict[str, Any] | None:
+    """The row of one stage, or None where it does not fit or fails, which is said on stderr."""
+    planned, free = apart(plan, recipe, stage, settings)
+    if planned > free:
+        print(f"{recipe}, {stage}: left out, {planned:.1f} GB planned, {free:.1f} free", file=sys.stderr)
+        return None
+    try:
+        row = measure(recipe, stage, settings, folder)
+    except RuntimeError as error:
+        print(f"{recipe}, {stage}: {error}", file=sys.stderr)
+        return None
+    return row | ({"planned GB": planned} if "reached GB" in row else {})
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse the flags and measure every stage of every recipe."""
     from scorefast.model.tokenizer import CONFIGS
     from scorefast.recipe import load_recipe
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser("benchmarks stages", __doc__)
     parser.add_argument("--recipe", action="append", help="a shipped recipe; those for this machine if left out")
     parser.add_argument("--stage", action="append", choices=("stage1", "stage2"), help="both if left out")
     parser.add_argument("--steps", type=int, default=3, choices=range(2, 100), metavar="N", help="of each stage")
     parser.add_argument("--set", dest="settings", action="append", default=[], help="key=value, noted with the row")
-    given = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of stages.json")
+    given = parser.parse_args(argv)
     os.environ |= {"HF_HUB_OFFLINE": "1"}
     here, card = apart(machine)
     drawn: dict[str, Path] = {}
@@ -198,19 +211,11 @@ def main() -> None:
                 settings = [f"{stage}.max_steps={given.steps}", "data.validation_fraction=0", *given.settings]
                 settings += [f"model.name={drawn[model]}"] if model in drawn else []
                 settings.append(f"{stage}.questions_per_step={questions(recipe, stage, settings)}")
-                planned, free = apart(plan, recipe, stage, settings)
-                if planned > free:
-                    print(f"{recipe}, {stage}: left out, {planned:.1f} GB planned, {free:.1f} free", file=sys.stderr)
-                    continue
-                row = {"machine": here, "recipe": recipe, "stage": stage, "settings": ", ".join(given.settings)}
-                try:
-                    row |= measure(recipe, stage, settings, folder / f"{recipe}-{stage}")
-                except RuntimeError as error:
-                    print(f"{recipe}, {stage}: {error}", file=sys.stderr)
-                    continue
-                keep(row | ({"planned GB": planned} if "reached GB" in row else {}))
-                print(json.dumps(row), flush=True)
+                identity = {"machine": here, "recipe": recipe, "stage": stage, "settings": ", ".join(given.settings)}
+                if row := measured(recipe, stage, settings, folder / f"{recipe}-{stage}"):
+                    keep(identity | row, given.out / "stages.json")
+                    print(json.dumps(identity | row), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

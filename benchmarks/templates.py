@@ -1,6 +1,6 @@
 """Which chat templates are served: renderings of our own, in the manner of 23 families, and what becomes of each.
 
-    python -m benchmarks.templates > benchmarks/results/templates.md
+    python -m benchmarks templates     # benchmarks/results/templates.md
 
 Every family has a small tokenizer of its kind. In every row that is not refused, turn 1's ids are those of
 `apply_chat_template([question], add_generation_prompt=True)`, for questions with digits, leading spaces, Korean and
@@ -12,12 +12,15 @@ that the user reads before a model loads.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.common import RESULTS, about, argument_parser, markdown_table, write_page
 from scorefast.model.chat_format import ChatFormat
 from scorefast.schema import CORRECTION
 
@@ -101,7 +104,7 @@ def chatml(generation: str = ML_HEAD, content: str = "m.content", before: str = 
 @dataclass(frozen=True)
 class Family:
     template: str
-    tokenizer: Any  # makes the tokenizer
+    tokenizer: Callable[..., Any]  # makes the tokenizer
     markers: list[str]
     names: dict[str, str] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
@@ -292,11 +295,15 @@ def verdict(family: Family) -> str:
 
 
 def table() -> str:
-    rows = [f"| {name} | {verdict(family)} |" for name, family in FAMILIES.items()]
-    assert __doc__ is not None
-    about = __doc__.partition("\n\n")[2].partition("\n\n")[2].strip()
-    return "\n".join(["# Chat templates", "", about, "", "| in the manner of | |", "|---|---|", *rows, ""])
+    """The whole page."""
+    rows = markdown_table(["in the manner of", ""], [[name, verdict(family)] for name, family in FAMILIES.items()])
+    return "\n".join(["# Chat templates", "", about(__doc__), "", *rows, ""])
 
 
-if __name__ == "__main__":
-    print(table(), end="")
+def main(argv: Sequence[str]) -> None:
+    """Parse the flags and write the page."""
+    parser = argument_parser("benchmarks templates", __doc__)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of templates.md")
+    given = parser.parse_args(argv)
+    write_page(given.out / "templates.md", table().splitlines())
+    print(given.out / "templates.md")

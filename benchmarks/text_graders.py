@@ -1,41 +1,38 @@
 """Graders of short texts side by side: on labelled pairs, on made-up attacks, on ten replies to two questions.
 
-    python -m benchmarks.text_graders [PAIRS.jsonl ...] > benchmarks/results/text_graders.md
+    python -m benchmarks text_graders [PAIRS.jsonl ...]     # benchmarks/results/text_graders.md
 
-Pairs are objects with answer, reference, label and, for texts, question and kind; without files,
-tests/text_pairs_held_out.jsonl. Attacks are made of pairs with questions.
+Pairs are objects with answer, reference, label and, for texts, question and kind. Without files,
+tests/text_pairs_held_out.jsonl is taken. Attacks are made of pairs with questions.
 Cells are agreeing pairs / pairs, and false rights where there are any. Each grader was given:
 
 - text, and scorefast's other graders `exact` and `contains`: reply, reference, question. `auto` takes `numeric` where
   the reference is a number.
 - math-verify: `verify(parse(reference), parse(reply))`. TRL: `accuracy_reward`. Both are made for mathematics, and are
-  what a user meets first.
+  what a user meets first. Where trl is not installed, TRL is left out.
 - lm-eval: `exact_match` of lm-evaluation-harness with `ignore_case` and `ignore_punctuation`, on the whole reply.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
-import platform
-import re
 import string
-import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import process_time
 from typing import Any
 
 from math_verify import parse, verify
-from trl.rewards import accuracy_reward
 
+from benchmarks.common import RESULTS, ROOT, about, argument_parser, machine_line, markdown_table, write_page
 from scorefast.grading.grade import grade
 from scorefast.schema import GraderName
 from scorefast.stats import wilson
 from tests.text_attacks import attacks
 
-PAIRS = Path(__file__).parents[1] / "tests" / "text_pairs_held_out.jsonl"
 Verdict = Callable[[str, str, str | None], bool]
 
 
@@ -49,7 +46,9 @@ def by_math_verify(reply: str, reference: str, question: str | None) -> bool:
 
 
 def by_trl(reply: str, reference: str, question: str | None) -> bool:
-    return accuracy_reward([[{"role": "assistant", "content": reply}]], [reference])[0] == 1.0
+    from trl.rewards import accuracy_reward
+
+    return bool(accuracy_reward([[{"role": "assistant", "content": reply}]], [reference])[0] == 1.0)
 
 
 def by_lm_eval(reply: str, reference: str, question: str | None) -> bool:
@@ -60,7 +59,7 @@ def by_lm_eval(reply: str, reference: str, question: str | None) -> bool:
 CONTENDERS: dict[str, Verdict] = {
     **{name: ours(name) for name in ("text", "auto", "exact", "contains")},
     "math-verify": by_math_verify,
-    "TRL": by_trl,
+    **({"TRL": by_trl} if importlib.util.find_spec("trl") else {}),
     "lm-eval": by_lm_eval,
 }
 TEN = {  # the two rows that scorefast's first user came with, and ten replies to each
@@ -82,8 +81,8 @@ TEN = {  # the two rows that scorefast's first user came with, and ten replies t
 
 
 def table(heads: list[str], rows: list[list[Any]]) -> list[str]:
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (heads, ["---"] * len(heads), *rows)]
-    return ["", *(f"| {' | '.join(row)} |" for row in cells), ""]
+    """With an empty line on either side."""
+    return ["", *markdown_table(heads, rows), ""]
 
 
 def by_kind(pairs: list[dict[str, Any]]) -> list[str]:
@@ -132,18 +131,18 @@ def ten_replies() -> list[str]:
     return table(["question", "reply", "", "reason"], rows)
 
 
-def main(files: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
+    """Parse the flags, grade, and write the page."""
+    parser = argument_parser("benchmarks text_graders", __doc__)
+    parser.add_argument("files", type=Path, nargs="*", default=sorted(ROOT.glob("tests/**/text_pairs_held_out.jsonl")))
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of text_graders.md")
+    given = parser.parse_args(argv)
     logging.disable(logging.ERROR)
-    cpu = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))[0]
-    assert __doc__ is not None
-    about = __doc__.partition("text_graders.md\n\n")[2]
-    lines = ["# Graders of short texts", "", about, f"{cpu}, Python {platform.python_version()}, one process."]
-    for path in map(Path, files or [str(PAIRS)]):
+    where = f"{machine_line(('math-verify', 'sympy', 'trl'))}, one process."
+    lines = ["# Graders of short texts", "", about(__doc__), "", where]
+    for path in given.files:
         pairs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         lines += ["", f"## {path.name}: {len(pairs)} pairs", *by_kind(pairs), *attacked(pairs)]
     lines += ["## Ten replies to two questions, by `auto`", *ten_replies()]
-    print("\n".join(lines).rstrip())
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    write_page(given.out / "text_graders.md", lines)
+    print(given.out / "text_graders.md")

@@ -1,4 +1,4 @@
-"""What a run survives. The wider study, with its counts, is benchmarks/faults.py."""
+"""What a run survives. The wider study, with its counts, is `python -m tests.harness.faults run`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SMALL = ["stage1.questions_per_step=2", "stage1.samples_per_question=4", "eval.m
 STRUCK = """
 import sys
 from pathlib import Path
-from benchmarks import faults
+from tests.harness import faults
 faults.import_everything()
 faults.SETTINGS += ["rollout.max_new_tokens=10", "stage1.samples_per_question=2"]
 work = Path(sys.argv[1])

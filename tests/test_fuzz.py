@@ -1,4 +1,4 @@
-"""What once failed, again; and a few new inputs of each kind. benchmarks/fuzz.py runs many."""
+"""What once failed, again; and a few new inputs of each kind. `python -m tests.harness.fuzz run` tries many."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from benchmarks.fuzz import CORPUS, TARGETS, TooSlow, bounded, check
-from benchmarks.fuzz_inputs import inputs
 from scorefast.errors import UserError
+from tests.harness.fuzz import CORPUS
+from tests.harness.fuzz_inputs import inputs
+from tests.harness.fuzz_targets import TARGETS, TooSlow, bounded, check
 
 EXAMPLES = {"recipe": 200, "set": 200, "source": 150, "answer": 200, "math": 5, "checkpoint": 20, "model": 20}
 EXAMPLES |= {"parquet": 150, "prepared": 150, "run": 4, "chat": 10, "tokenizer": 10, "generation": 15}

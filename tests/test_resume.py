@@ -16,7 +16,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import faults
 from scorefast import train
 from scorefast.data.load import content_sha256, load_dataset
 from scorefast.errors import UserError
@@ -28,6 +27,7 @@ from scorefast.runs.job import Job
 from scorefast.runs.log import metrics_line, read_metrics
 from scorefast.runs.resume import changes_allowed
 from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast_here
+from tests.harness import faults
 from tests.test_faults import begun
 
 LONGER = ["--set", "stage1.max_steps=3"]

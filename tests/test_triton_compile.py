@@ -20,4 +20,4 @@ def test_kernels_fit_the_architecture_and_the_committed_table_is_true(sm):
         assert used.shared <= kernel_resources.SHARED_LIMIT[sm], used
         assert used.registers <= 255
         if same_compiler:
-            assert kernel_resources.row(used) in table, "run benchmarks/kernel_resources.py again"
+            assert kernel_resources.row(used) in table, "run `python -m benchmarks kernel_resources` again"

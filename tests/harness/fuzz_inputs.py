@@ -1,4 +1,4 @@
-"""Inputs of about the right shape for the targets of fuzz.py, as hypothesis strategies of bytes."""
+"""Inputs of about the right shape for the fuzzer's targets, as hypothesis strategies of bytes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import gzip
 import io
 import json
 import random
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from hypothesis import strategies as st
 
-from benchmarks.fuzz import FILES, KINDS
 from scorefast.recipe import known_keys
+from tests.harness.fuzz_targets import FILES, KINDS
 
 TEXT = st.text(max_size=40) | st.text("\0\x1b\x7f\u202e\ufeff\u200b١Ⅷ½²①万가\u0301\x85\u2028\t\r\n", max_size=20)
 HALVES = TEXT | st.text("\ud800\udc80a", max_size=3)
@@ -27,7 +28,7 @@ TREE = st.recursive(
 )
 YAML = "&a |*a|<<: |- |? |: |!!int |{|}|[|]|>-\n|'|\"|#|---\n|%YAML 1.1\n|...\n|0x_|0b_|1:1:1|2026-99-99|.inf|.nan|~|="
 YAML += "|\t|\n|  "
-LIKELY = [
+LIKELY: list[Any] = [
     1,
     2,
     16,
@@ -118,7 +119,7 @@ def _spoil(data: bytes, places: list[tuple[str, int]]) -> bytes:
     return data
 
 
-def dumped(tree: dict) -> str:
+def dumped(tree: dict[str, Any]) -> str:
     return yaml.safe_dump(tree, sort_keys=False)
 
 
@@ -174,7 +175,7 @@ def _parquet(names: st.SearchStrategy[str], needed: list[str]) -> st.SearchStrat
     texts = st.lists(TEXT | st.none() | st.sampled_from(["numeric", "{}", '{"a": [1]}']), min_size=3, max_size=3)
     same = st.text(min_size=1, max_size=9).map(lambda text: [text, "b" + text, "c" + text])
     values = texts | same | st.lists(NUMBERS, min_size=3, max_size=3) | st.lists(TREE, min_size=3, max_size=3)
-    more = st.just({}) | st.dictionaries(names, values, max_size=4)
+    more: st.SearchStrategy[dict[str, Any]] = st.just({}) | st.dictionaries(names, values, max_size=4)
     sound = st.fixed_dictionaries(dict.fromkeys(needed or ("question", "correct_answer"), same))
     tables = st.tuples(sound, more).map(lambda both: _parquet_bytes(both[0] | both[1]))
     return tables | spoiled(tables)
@@ -213,7 +214,7 @@ def _rambling(seed: int) -> str:
 
 
 def _damages(target: str, keys: list[str]) -> st.SearchStrategy[bytes]:
-    """One or two of what `fuzz.py` can do to a file, and most to what is read of it: the keys of its JSON."""
+    """One or two damages that the targets can do to a file, and most to what is read of it: the keys of its JSON."""
     files = st.sampled_from(FILES[target])
     objects = st.sampled_from([name for name in FILES[target] if name.endswith(".json")])
     place = st.integers(0, 8000) | st.integers(0, 2**24)

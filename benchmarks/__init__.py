@@ -1,0 +1,1 @@
+"""Questions of speed, memory, size and coverage: `python -m benchmarks` lists them."""

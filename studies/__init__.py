@@ -1,0 +1,1 @@
+"""Questions about learning and models: `python -m studies` lists them."""
