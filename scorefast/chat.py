@@ -32,7 +32,7 @@ HELP = """Type a question. The model answers, is asked to check itself, and answ
 /quit    leave (or Ctrl-D)"""
 
 OnText = Callable[[str, bool], None]
-CHARACTERS_A_TOKEN = 100  # far more than any language needs: what is longer is not even split into tokens
+CHARACTERS_PER_TOKEN = 100  # far more than any language needs: what is longer is not even split into tokens
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Exchange:
         }
 
 
-class Speaker:
+class Responder:
     """Greedy replies of a policy within its context limit."""
 
     def __init__(self, policy: Policy, recipe: Recipe):
@@ -59,12 +59,12 @@ class Speaker:
 
     @property
     def most_characters(self) -> int:
-        return CHARACTERS_A_TOKEN * self.recipe.model.max_seq_length
+        return CHARACTERS_PER_TOKEN * self.recipe.model.max_seq_length
 
     def ask(self, exchange: Exchange, on_text: OnText | None = None) -> None:
         if len(exchange.question) > self.most_characters:
             raise TooLong(
-                f"a question has at most {self.most_characters} characters ({CHARACTERS_A_TOKEN} for each of "
+                f"a question has at most {self.most_characters} characters ({CHARACTERS_PER_TOKEN} for each of "
                 f"model.max_seq_length = {self.recipe.model.max_seq_length} tokens)"
             )
         self.correct(exchange, on_text)
@@ -118,7 +118,7 @@ def bounded_lines(stream: TextIO, most: int) -> Iterator[str]:
 
 def pipe(policy: Policy, recipe: Recipe, stream: TextIO, out: TextIO) -> None:
     """One question a line in, one JSON object a line out; a question that does not fit gets {"error": ...}."""
-    speaker = Speaker(policy, recipe)
+    speaker = Responder(policy, recipe)
     for line in bounded_lines(stream, speaker.most_characters + 2):  # a character too many, and the line's end
         question = line.strip()
         if not question:
@@ -138,7 +138,7 @@ def converse(policy: Policy, recipe: Recipe, console: InertConsole) -> None:
     """The interactive loop: Ctrl-C stops a reply, Ctrl-D or /quit leaves."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # line editing and history for input()
-    speaker = Speaker(policy, recipe)
+    speaker = Responder(policy, recipe)
     record: list[Exchange] = []
     console.print(f"{recipe.model.name}; /help lists the commands", style="dim")
     while True:
@@ -160,7 +160,7 @@ def converse(policy: Policy, recipe: Recipe, console: InertConsole) -> None:
             console.print(str(error), style="red")
 
 
-def _handle(line: str, speaker: Speaker, record: list[Exchange], console: InertConsole) -> None:
+def _handle(line: str, speaker: Responder, record: list[Exchange], console: InertConsole) -> None:
     command, _, argument = line.partition(" ")
     if not line:
         return
@@ -185,7 +185,7 @@ def _handle(line: str, speaker: Speaker, record: list[Exchange], console: InertC
         _show_attempt(exchange, speaker, console)
 
 
-def _show_attempt(exchange: Exchange, speaker: Speaker, console: InertConsole) -> None:
+def _show_attempt(exchange: Exchange, speaker: Responder, console: InertConsole) -> None:
     label = "second" if len(exchange.attempts) == 1 else f"no. {len(exchange.attempts) + 1} "
     _stream(console, label, lambda on_text: speaker.correct(exchange, on_text))
     console.print(changes(*exchange.attempts[-2:]))

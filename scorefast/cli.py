@@ -16,10 +16,10 @@ from scorefast import __version__
 from scorefast.errors import DONE, FAILURE, ReportNotWritten, UserError, outcome
 from scorefast.files.text import json_line, printable, shortened
 from scorefast.recipe import RECORDED_FOLDERS, dump_recipe
-from scorefast.runs.processes import place
+from scorefast.runs.processes import world
 from scorefast.runs.signals import leaving_on_signals
 from scorefast.schema import GraderName, Recipe, StageName
-from scorefast.ui.libraries import keep_libraries_at_home, libraries_at_work
+from scorefast.ui.libraries import isolate_libraries, loaded_libraries
 from scorefast.ui.options import (
     SOURCES,
     ColumnsOption,
@@ -39,7 +39,7 @@ from scorefast.ui.options import (
     grader_name,
     overrides,
 )
-from scorefast.ui.streams import settle_in, terminal
+from scorefast.ui.streams import set_up_streams, terminal
 
 if TYPE_CHECKING:
     from scorefast.runs.job import Request
@@ -58,13 +58,13 @@ LONGEST_REFUSAL = 3000  # characters of a line that says why a command ends
 
 def main() -> NoReturn:
     """Exit codes: 0 done, 1 failure, 2 bad usage or input, 130 / 143 / 129 interrupted (SIGINT, SIGTERM, SIGHUP)."""
-    settle_in()
+    set_up_streams()
     if os.environ.keys() & FORCING:
         from typer import rich_utils
 
         rich_utils.COLOR_SYSTEM = None  # its errors go to stderr, where escapes that are not ours are made visible
     RECORDED_FOLDERS.clear()
-    keep_libraries_at_home()
+    isolate_libraries()
     try:
         _require_text(sys.argv)
         with leaving_on_signals():
@@ -137,7 +137,7 @@ def prepare(
         _print_plan(console, chosen, f"prepare {source}")
         return
     require_free(out)
-    with libraries_at_work(console, chosen):
+    with loaded_libraries(console, chosen):
         from scorefast.prepare import fill_with, run
 
         fill = None if sample_from is None else fill_with(writer, chosen, console)
@@ -217,13 +217,13 @@ _stage_command(
 def run_stage(request: Request, *, dry_run: bool = False, quiet: bool = False) -> None:
     """stage1 or stage2, from its arguments to the line on stdout."""
     from scorefast.runs.job import claim, resolve
-    from scorefast.ui.data_report import print_read
+    from scorefast.ui.data_report import print_dataset
 
     console = _console(quiet)
     with contextlib.ExitStack() as held:
         job, owner = resolve(request, console.note, held, dry_run=dry_run)
-        print_read(console, job.dataset, job.recipe.reward.grader)
-        with libraries_at_work(console, job.recipe, dry_run=dry_run):
+        print_dataset(console, job.dataset, job.recipe.reward.grader)
+        with loaded_libraries(console, job.recipe, dry_run=dry_run):
             from scorefast import train
 
             job = train.check(job, console.note, elsewhere=dry_run)
@@ -234,7 +234,7 @@ def run_stage(request: Request, *, dry_run: bool = False, quiet: bool = False) -
             job, owner = claim(request, job, owner, held)
             train.begin(job, console.note)
             train.run(job, console, owner)
-    if place().rank == 0:
+    if world().rank == 0:
         print(job.folder)
 
 
@@ -267,7 +267,7 @@ def eval_(
     from scorefast.runs.checkpoint import open_checkpoint, require_same_terms
     from scorefast.runs.folder import claimed, require_free
     from scorefast.runs.recipes import chosen_recipe
-    from scorefast.ui.data_report import print_read
+    from scorefast.ui.data_report import print_dataset
 
     console = _console(quiet)
     opened = [None if text == "base" else open_checkpoint(text) for text in checkpoints]
@@ -279,7 +279,7 @@ def eval_(
     if name is None:
         raise UserError(f"--split {split}: expected one of {', '.join(SPLITS)}")
     dataset = load_dataset(data, chosen.data, console.note)
-    print_read(console, dataset, chosen.reward.grader)
+    print_dataset(console, dataset, chosen.reward.grader)
     examples = dataset.split(name, "evaluation")[: chosen.eval.max_questions]
     require_free(out)
     if dry_run:
@@ -288,7 +288,7 @@ def eval_(
         return
     context = {"data": dataset.source, "split": split, "model": chosen.model.name, "version": __version__}
     unwritten, path = None, None
-    with libraries_at_work(console, chosen):
+    with loaded_libraries(console, chosen):
         from scorefast.evaluate import evaluate_checkpoints
 
         try:
@@ -325,7 +325,7 @@ def chat(
     chosen = chosen_recipe(recipe, set_ or [], opened, console.note, rewards=False)
     if opened is not None:
         require_same_terms(opened, chosen)
-    with libraries_at_work(console, chosen):
+    with loaded_libraries(console, chosen):
         from scorefast.chat import converse, pipe
         from scorefast.model.load import load_policy
 
@@ -351,7 +351,7 @@ def export(
     opened = open_checkpoint(checkpoint)
     from scorefast.export import export_checkpoint, export_recipe
 
-    with libraries_at_work(console, export_recipe(opened)):
+    with loaded_libraries(console, export_recipe(opened)):
         export_checkpoint(opened, chosen, out, console.note)
     print(out)
 
@@ -359,7 +359,7 @@ def export(
 def _console(quiet: bool) -> InertConsole:
     from scorefast.ui.console import InertConsole
 
-    console = InertConsole(file=terminal(), quiet=quiet or place().rank != 0)
+    console = InertConsole(file=terminal(), quiet=quiet or world().rank != 0)
     if not console.is_terminal:
         console.width = 160  # a log file has room for the table
     return console

@@ -32,13 +32,13 @@ from scorefast.runs.job import Job
 from scorefast.runs.layout import RECIPE, RUN, step_of
 from scorefast.runs.log import Metrics
 from scorefast.runs.owner import Owner
-from scorefast.runs.processes import place
+from scorefast.runs.processes import world
 from scorefast.runs.resume import base_provenance, change_recipe, find_resumable, require_same_beginning
 from scorefast.runs.signals import StopOnSignal
 from scorefast.schema import Recipe, Stage1, Stage2
 from scorefast.ui.console import InertConsole
 from scorefast.ui.plots import draw_learning_curve
-from scorefast.ui.tables import print_memory, print_signs
+from scorefast.ui.tables import print_memory, print_warnings
 from scorefast.ui.training import TerminalReporter
 
 Note = Callable[[str], None]
@@ -50,7 +50,7 @@ def check(job: Job, note: Note = lambda line: None, *, elsewhere: bool = False) 
     elsewhere: the run is planned for another machine, which may have what this one lacks.
     """
     recipe, stage = job.recipe, job.stage
-    micro_batch_size(stage, place().processes)
+    micro_batch_size(stage, world().size)
     facts = job.facts | {"loss": resolve_loss(recipe)}
     require_usable(recipe, stage, elsewhere=elsewhere)
     if recipe.report_to not in ("none", "all", *(known := get_available_reporting_integrations())):
@@ -67,7 +67,7 @@ def check(job: Job, note: Note = lambda line: None, *, elsewhere: bool = False) 
         )
     if not elsewhere:
         facts["backend"] = resolve_backend(recipe.model)
-    if place().rank == 0:
+    if world().rank == 0:
         facts |= base_provenance(recipe)
     if job.begun:
         require_same_beginning(job.folder, facts, note)
@@ -103,7 +103,7 @@ def longest_sequence(job: Job, chat: ChatFormat) -> tuple[int, str]:
 def plan(job: Job) -> Plan:
     """The memory of a run on this machine. Where the tokenizer is not here, nothing is downloaded: sequences are
     planned at model.max_seq_length."""
-    recipe, stage, processes = job.recipe, job.stage, place().processes
+    recipe, stage, processes = job.recipe, job.stage, world().size
     try:
         tokens, _ = longest_sequence(job, chat_format(recipe, download=False))
     except UserError:
@@ -135,7 +135,7 @@ def print_plan(job: Job, console: InertConsole) -> None:
 
 def begin(job: Job, note: Note) -> None:
     """Write down what a new run is. With run.json, the last file, it has begun."""
-    if place().rank == 0 and not job.begun:
+    if world().rank == 0 and not job.begun:
         write_dropped_aside(job.dataset, job.folder, note)
         start_run(job.folder, job.recipe, job.facts)
 
@@ -152,8 +152,8 @@ def run(job: Job, console: Console, owner: Owner | None = None) -> Path:
         kept = f"{last} is saved" if last else "no checkpoint was saved"
         console.print(f"interrupted: {kept}. Continue with: {job.command}", soft_wrap=True)
         raise Interrupted(stop.signum if isinstance(stop, Interrupted) else signal.SIGINT) from None
-    if place().rank == 0:
-        print_signs(console, metrics, job.name)
+    if world().rank == 0:
+        print_warnings(console, metrics, job.name)
         _draw_curve(job, metrics, console)
     return job.folder
 
@@ -169,7 +169,7 @@ def _trained(job: Job, console: Console, owner: Owner) -> Sequence[Metrics]:
     owner.keep(RECIPE, RUN)
     with StopOnSignal() as stop:
         policy = load_policy(job.recipe, job.start, trainable=True)
-        if place().rank == 0:
+        if world().rank == 0:
             _require_still_there(owner)
         if policy.chat.rule:
             console.print(policy.chat.rule, soft_wrap=True)

@@ -201,7 +201,7 @@ def test_a_saved_conversation_is_private_and_replaces_nothing(tmp_path):
 
 def test_every_string_on_a_console_is_text():
     """What the commands print is made of names that others gave: of files, columns, models, checkpoints."""
-    from scorefast.chat import Speaker, _handle, changes
+    from scorefast.chat import Responder, _handle, changes
     from scorefast.stats import Result
     from scorefast.ui.tables import results_table
 
@@ -211,7 +211,7 @@ def test_every_string_on_a_console_is_text():
     assert inert in shown(lambda console: console.print(changes("a", evil)))
     assert "no command /\\x1b[2J:" in shown(lambda console: _handle("/\x1b[2J", None, [], console))  # type: ignore[arg-type]
 
-    class Echo(Speaker):
+    class Echo(Responder):
         def __init__(self):
             pass
 

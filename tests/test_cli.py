@@ -251,7 +251,7 @@ def test_a_run_with_other_splits_is_not_evaluated_as_if_it_were_held_out(trained
     for command in (["stage2", "--from", "runs/stage1"], ["eval", "runs/stage1"]):
         done = scorefast_here(*command, "--data", SHIPPED, "--set", "data.test_fraction=0.5", cwd=trained)
         assert done.returncode == 2
-        assert "its run had data.test_fraction = 0.4, the recipe in force says 0.5" in done.stderr
+        assert "its run had data.test_fraction = 0.4, this recipe has 0.5" in done.stderr
 
 
 def test_data_of_which_no_row_can_be_graded_right_is_refused(tmp_path):
@@ -264,7 +264,7 @@ def test_data_of_which_no_row_can_be_graded_right_is_refused(tmp_path):
 def test_resume_with_other_data_is_refused(trained, tmp_path):
     done = scorefast_here("stage1", "--data", SHIPPED, "--out", "runs/stage1", "--resume", cwd=trained)
     assert done.returncode == 2
-    assert "does not hold the data it began with" in done.stderr
+    assert "is not the data that it began with" in done.stderr
 
 
 def test_supervised_without_first_attempts_says_what_to_do(tmp_path):

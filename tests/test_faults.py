@@ -25,7 +25,7 @@ from scorefast.files.atomic import write_file
 from scorefast.files.seal import damage, remove_folder, seal, written_whole
 from scorefast.model.load import load_policy
 from scorefast.recipe import load_recipe
-from scorefast.rl.monitor import signs, what_to_turn
+from scorefast.rl.monitor import remedy, signs
 from scorefast.rl.reporter import Reporter
 from scorefast.rl.trainer import ScoreTrainer
 from scorefast.runs.checkpoint import find_last, open_checkpoint, rotate
@@ -34,7 +34,7 @@ from scorefast.runs.job import Job
 from scorefast.runs.log import append_metrics, metrics_line, read_metrics
 from scorefast.runs.owner import Owner
 from scorefast.ui.plots import draw_learning_curve
-from scorefast.ui.tables import print_signs
+from scorefast.ui.tables import print_warnings
 from tests.conftest import REPOSITORY, SHIPPED, scorefast_here
 
 SMALL = ["stage1.questions_per_step=2", "stage1.samples_per_question=4", "eval.max_questions=6"]
@@ -215,11 +215,9 @@ def test_the_last_checkpoint_is_the_newest_whole_one_and_stays(tmp_path):
         shutil.copytree(tmp_path / "checkpoint-4", tmp_path / f"checkpoint-{other}")
     others = {path.name for path in tmp_path.iterdir()} - {f"checkpoint-{n}" for n in (2, 4, 6, 10, 12)}
     (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{ }")
-    last, passed_over = find_last(tmp_path)
+    last, skipped = find_last(tmp_path)
     assert last == tmp_path / "checkpoint-6"
-    assert [line.split(":")[0] for line in passed_over] == [
-        f"{tmp_path}/checkpoint-{n} is passed over" for n in (12, 10)
-    ]
+    assert [line.split(":")[0] for line in skipped] == [f"{tmp_path}/checkpoint-{n} is skipped" for n in (12, 10)]
     rotate(tmp_path, keep=2, saved=last)
     assert {p.name for p in tmp_path.iterdir()} == {f"checkpoint-{n}" for n in (4, 6, 10, 12)} | others
     checkpoints(tmp_path, 14, 16)
@@ -545,7 +543,7 @@ def test_a_sign_shows_when_its_figure_goes_wrong_and_not_before(sign, gone):
     assert signs(well + wrong + well) == {}, "it passes when its figure does"
     solved = [m | {"acc_t2": 1.0} for m in wrong]
     assert set(signs(well + solved)) <= {"cut"}, "who answers everything right may repeat himself"
-    assert what_to_turn(sign, "stage2")
+    assert remedy(sign, "stage2")
 
 
 def test_signs_reach_the_log_and_the_table(tmp_path, capsys):
@@ -557,7 +555,7 @@ def test_signs_reach_the_log_and_the_table(tmp_path, capsys):
     assert [m.get("warning_repeats") for m in lines] == [None] * 4 + [1.0] * 2
     assert lines[4]["edit_distance"] < 0.02
     assert sum("turn 2 repeats turn 1" in n and "stage1.learning_rate" in n for n in notes) == 1, "said once"
-    print_signs(Console(width=120), lines, "stage1")
+    print_warnings(Console(width=120), lines, "stage1")
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "repeats" in line]
     assert row.split("│")[2:5] == [" 2     ", " 5     ", " 6    "]
 

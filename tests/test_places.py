@@ -10,7 +10,7 @@ import pytest
 from scorefast.errors import UserError
 from scorefast.recipe import EMBEDDED_MODELS
 from scorefast.runs.checkpoint import find_base
-from scorefast.runs.recipes import where_the_model_is
+from scorefast.runs.recipes import model_location
 from scorefast.schema import Recipe
 from tests.conftest import QUICK, SHIPPED, scorefast, scorefast_here
 
@@ -33,7 +33,7 @@ def test_a_run_goes_on_from_another_folder(home, tmp_path):
     assert json.loads((run / "run.json").read_text())["base"] == str(home / "models/mine")
     done = scorefast_here("stage2", "--data", SHIPPED, *QUICK, "--from", run, "--out", "s2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f"model: models/mine, the folder {home}/models/mine, where its run had it" in done.stderr
+    assert f"model: models/mine, the folder {home}/models/mine that its run recorded" in done.stderr
     more = ["--set", "stage1.max_steps=3", "--resume", "--out", run]
     assert scorefast_here("stage1", "--data", SHIPPED, *more, cwd=tmp_path).returncode == 0
     assert "name: models/mine" in (tmp_path / "s2/recipe.yaml").read_text(), "as it was given"
@@ -54,7 +54,7 @@ def test_a_model_that_is_gone_is_not_sought_on_the_hub(home, tmp_path):
         done = scorefast_here(*command, "--data", SHIPPED, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         last = done.stderr.splitlines()[-1]
-        assert f"sought at /gone/mine and {tmp_path}/models/mine, and not there" in last
+        assert f"looked for it at /gone/mine and {tmp_path}/models/mine and did not find it" in last
     done = scorefast_here("stage2", "--from", "run", "--data", SHIPPED, "--dry-run", cwd=moved)
     assert done.returncode == 0, "the path leads to it from here"
 
@@ -69,7 +69,7 @@ def test_two_runs_that_mean_other_folders_by_one_name_are_not_mixed(tmp_path):
     try:
         find_base(tmp_path / "a", "models/x")
         find_base(tmp_path / "a", "models/x")
-        with pytest.raises(UserError, match=f"its model 'models/x' is {tmp_path}/b, and not {tmp_path}/a"):
+        with pytest.raises(UserError, match=f"its model 'models/x' is {tmp_path}/b, not {tmp_path}/a"):
             find_base(tmp_path / "b", "models/x")
     finally:
         recipe.RECORDED_FOLDERS.clear()
@@ -78,7 +78,7 @@ def test_two_runs_that_mean_other_folders_by_one_name_are_not_mixed(tmp_path):
 def test_a_folder_that_hides_a_model_of_the_hub(tmp_path, monkeypatch):
     hub = Recipe.model_validate({"model": {"name": "google/gemma-2-2b-it"}}).model.name
     monkeypatch.chdir(tmp_path)
-    assert where_the_model_is(hub) == f"model: {hub}, from the Hugging Face hub or its cache"
+    assert model_location(hub) == f"model: {hub}, from the Hugging Face hub or its cache"
     (tmp_path / hub).mkdir(parents=True)
     done = scorefast_here("stage1", "--data", SHIPPED, "--recipe", "gemma-2-2b-it", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
@@ -92,8 +92,7 @@ def test_a_folder_that_hides_a_model_of_the_hub(tmp_path, monkeypatch):
     assert done.stderr.count(f"model: {hub}, the folder {tmp_path}/{hub}, not the hub's model of that name") == 1
     (tmp_path / "tiny-gemma2").mkdir()
     assert (
-        where_the_model_is("tiny-gemma2")
-        == f"model: tiny-gemma2, the embedded one, not the folder {tmp_path}/tiny-gemma2"
+        model_location("tiny-gemma2") == f"model: tiny-gemma2, the embedded one, not the folder {tmp_path}/tiny-gemma2"
     )
 
 

@@ -56,7 +56,7 @@ def refusal(done) -> str:
 def test_resume_names_the_key_that_must_not_change():
     began = load_recipe("tiny-cpu")
     for key, value in (("stage2.alpha", 3), ("seed", 5), ("model.lora.r", 3), ("rollout.temperature", 0.5)):
-        with pytest.raises(UserError, match=f"began with {key} = .*: a resumed run keeps it"):
+        with pytest.raises(UserError, match=f"began with {key} = .*; it cannot change when a run is resumed"):
             changes_allowed(Path("run"), "stage2", began, load_recipe("tiny-cpu", [f"{key}={value}"]))
     allowed = [
         "stage2.micro_batch_size=3",
@@ -73,7 +73,7 @@ def test_resume_names_the_key_that_must_not_change():
     }
     linear = load_recipe("tiny-cpu", ["stage2.lr_scheduler=linear"])
     longer = load_recipe("tiny-cpu", ["stage2.lr_scheduler=linear", "stage2.max_steps=99"])
-    with pytest.raises(UserError, match="max_steps cannot change, because lr_scheduler = linear depends on it"):
+    with pytest.raises(UserError, match="max_steps cannot change because lr_scheduler = linear depends on it"):
         changes_allowed(Path("run"), "stage2", linear, longer)
 
 
@@ -87,11 +87,11 @@ def test_resume_does_not_import_code_that_only_the_run_names(tmp_path):
     command = ["stage1", "--data", SHIPPED, "--out", "run", "--resume", "--dry-run"]
     done = scorefast_here(*command, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.endswith("say so: --reward evil:reward\n")
+    assert done.stderr.endswith("to allow it, add --reward evil:reward\n")
     assert not (tmp_path / "was-run").exists()
     done = scorefast_here(*command, "--reward", "evil:reward", cwd=tmp_path)
     assert "evil" in done.stderr.splitlines()[-1], "now it is looked for"
-    assert "say so" not in done.stderr
+    assert "to allow it" not in done.stderr
 
 
 def test_resume_begins_what_has_not_begun_and_refuses_what_is_no_run(tmp_path):
@@ -174,7 +174,7 @@ def test_a_spoiled_log_is_written_anew_from_the_checkpoint(finished, spoil):
     done = resume(finished)
     assert done.returncode == 0, done.stderr
     wrong = f":{number + 1}: not a line of metrics" if spoil else ": lacks step 1"
-    assert f"run/metrics.jsonl{wrong}; written anew from run/checkpoint-2" in done.stderr
+    assert f"run/metrics.jsonl{wrong}; rewritten from run/checkpoint-2" in done.stderr
     assert read_metrics(finished) == before
 
 
@@ -201,14 +201,14 @@ def _state(**changed: object) -> str:
     ("state", "message"),
     [
         ("[]", "expected a JSON object"),
-        ("{}", "not a state of the Trainer"),
-        ('{"unheard_of": 1}', "not a state of the Trainer"),
-        (_state(train_batch_size="x"), "not a state of the Trainer: train_batch_size: Input should be a valid integer"),
-        (_state(save_steps=None), "not a state of the Trainer: save_steps: Input should be a valid integer"),
-        (_state(logging_steps={}), "not a state of the Trainer: logging_steps"),
-        (_state(total_flos="none"), "not a state of the Trainer: total_flos"),
-        (_state(log_history=[{"loss": 1.0}]), "log_history has a line without its step"),
-        (_state(global_step=1), "is of step 1; its folder has been renamed"),
+        ("{}", "not a valid trainer state"),
+        ('{"unheard_of": 1}', "not a valid trainer state"),
+        (_state(train_batch_size="x"), "not a valid trainer state: train_batch_size: Input should be a valid integer"),
+        (_state(save_steps=None), "not a valid trainer state: save_steps: Input should be a valid integer"),
+        (_state(logging_steps={}), "not a valid trainer state: logging_steps"),
+        (_state(total_flos="none"), "not a valid trainer state: total_flos"),
+        (_state(log_history=[{"loss": 1.0}]), "log_history has a line without a step"),
+        (_state(global_step=1), "is of step 1: the folder was renamed"),
     ],
 )
 def test_a_checkpoint_that_is_not_the_step_it_says_is_refused(finished, state, message):
@@ -237,7 +237,7 @@ def test_a_finished_run_without_checkpoints_is_not_trained_again(finished):
     shutil.rmtree(finished / "checkpoint-2")
     assert (
         refusal(resume(finished))
-        == "scorefast: run: has finished, and has no checkpoint left to go on from; take another --out"
+        == "scorefast: run: has finished, and has no checkpoint left to resume from; name another --out"
     )
     assert damage(finished) is None
 
@@ -290,7 +290,7 @@ def test_what_a_run_stands_on_must_not_change(trained, tmp_path):
     says(f"it began from {start}, not from the base model", *second[:3], *second[5:])
     with data.open("a") as file:
         file.write("1 + 1 = ?,2,2\n")
-    says("data.csv does not hold the data it began with; give that")
+    says("data.csv is not the data that it began with; give that data")
     shutil.copy(SHIPPED, data)
     (base / "config.json").write_text((base / "config.json").read_text() + "\n")
     says("its base model's folder has changed since it began")
@@ -353,7 +353,7 @@ def test_figures_of_another_kind_in_the_log_do_not_end_the_run(finished, spoiled
     done = resume(finished, *LONGER)
     assert done.returncode == 0, done.stderr
     assert [m["step"] for m in read_metrics(finished) if "loss" in m] == [1, 2, 3]
-    assert ("written anew" in done.stderr) == ("truncated" not in spoiled)
+    assert ("rewritten" in done.stderr) == ("truncated" not in spoiled)
 
 
 @pytest.mark.parametrize("harm", ["shape", "rate", "lacks"])
@@ -382,7 +382,7 @@ def test_a_checkpoint_that_cannot_be_read_is_no_reason_to_begin_again(finished, 
         return own(path, *given, **more)
 
     monkeypatch.setattr(Path, "open", unreadable)
-    with pytest.raises(UserError, match=r"optimizer\.pt: Permission denied; mend that, or remove the checkpoint"):
+    with pytest.raises(UserError, match=r"optimizer\.pt: Permission denied; fix that, or remove the checkpoint"):
         find_last(finished)
 
 
@@ -420,12 +420,12 @@ def test_a_run_of_many_steps_resumes(finished, history):
     (finished / "metrics.jsonl").unlink()
     done = resume(finished)
     assert done.returncode == 0, done.stderr
-    assert f"metrics.jsonl: lacks step 1; written anew from run/{last.name}" in done.stderr
+    assert f"metrics.jsonl: lacks step 1; rewritten from run/{last.name}" in done.stderr
     assert [m["step"] for m in read_metrics(finished) if "loss" in m] == list(range(1, steps + 2))
     os.truncate(finished / "metrics.jsonl", 2**40)  # a file with a hole costs a stranger nothing
     damaged = resume(finished, "--dry-run")
     assert damaged.returncode == 0, damaged.stderr
-    assert "bytes that the log of this run may have; written anew from run/checkpoint-30001" in damaged.stderr
+    assert "bytes that the log of this run may have; rewritten from run/checkpoint-30001" in damaged.stderr
 
 
 def test_a_run_removed_while_its_model_loads_is_not_made_again(recipe, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from scorefast.errors import UserError
 from scorefast.files.lines import line_text
-from scorefast.runs.processes import TORCHRUN, place
+from scorefast.runs.processes import TORCHRUN, world
 from scorefast.ui.streams import ESCAPED
 from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast_here
 
@@ -126,7 +126,7 @@ def test_empty_variables_of_torchrun_are_as_if_unset(tmp_path, monkeypatch):
     done = scorefast_here("stage1", "--data", SHIPPED, "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not os.environ.keys() & set(TORCHRUN), "libraries read them too"
-    assert place() == (0, 1)
+    assert world() == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_odd_variables_of_torchrun_are_one_line(tmp_path, monkeypatch, given, me
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="unset"):
-        place()
+        world()
     for command in (["stage1", "--data", SHIPPED], ["grade", "-"]):
         done = scorefast_here(*command, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
@@ -156,7 +156,7 @@ def test_odd_variables_of_torchrun_are_one_line(tmp_path, monkeypatch, given, me
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_among_processes(monkeypatch):
+def test_rank_and_world_size(monkeypatch):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    assert place() == (1, 2)
+    assert world() == (1, 2)

@@ -15,14 +15,14 @@ from typer import rich_utils
 
 from scorefast import cli
 from scorefast.recipe import load_recipe
-from scorefast.ui.streams import settle_in
+from scorefast.ui.streams import set_up_streams
 from tests.conftest import REPOSITORY, scorefast_here
 
 HOSTILE = "\\x1b]0;evil\\x07\\x1b[8m\\x9b2J\\r\\u202e\\nscorefast: fake"
 SAID = f"""
 import logging, sys, threading, time, warnings
-from scorefast.ui.streams import settle_in, terminal
-settle_in()
+from scorefast.ui.streams import set_up_streams, terminal
+set_up_streams()
 from rich.text import Text
 from rich.table import Table
 from scorefast.ui.console import InertConsole
@@ -115,7 +115,7 @@ def test_a_message_of_megabytes_is_cut(tmp_path):
 
 def test_quiet_silences_warnings_and_logs_of_libraries(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", open(tmp_path / "said", "w"))  # noqa: SIM115
-    settle_in()
+    set_up_streams()
     for quiet in (True, False):
         with cli._work(cli._console(quiet), load_recipe("tiny-cpu")):
             warnings.warn(f"warned, quiet {quiet}", stacklevel=1)

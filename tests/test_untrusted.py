@@ -273,7 +273,7 @@ def test_code_that_a_checkpoints_recipe_names_is_not_run_unasked(adapter, recipe
     stage2 = ["stage2", "--from", "adapter", "--data", SHIPPED, "--dry-run"]
     done = scorefast(*stage2, cwd=adapter.parent)
     assert done.returncode == 2
-    assert done.stderr.endswith("say so: --reward evil:reward\n")
+    assert done.stderr.endswith("to allow it, add --reward evil:reward\n")
     assert not (adapter.parent / "was-run").exists()
     assert scorefast(*stage2, "--reward", "evil:reward", cwd=adapter.parent).returncode == 0
     assert scorefast("eval", "adapter", "--data", SHIPPED, "--dry-run", cwd=adapter.parent).returncode == 0

@@ -63,11 +63,11 @@ def signs(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
-def what_to_turn(name: str, stage: str) -> str:
+def remedy(name: str, stage: str) -> str:
     return TURN.get(name, "").format(stage=stage)
 
 
-def skipped_in_a_row(history: Sequence[Mapping[str, Any]]) -> int:
+def consecutive_skips(history: Sequence[Mapping[str, Any]]) -> int:
     """How many of the last steps were not taken."""
     count = 0
     for line in reversed([m for m in history if "loss" in m]):

@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 @dataclass
-class AtOnce:
+class AutoBatchSize:
     """How much is held at once. prompts: of a rollout. rows: trajectories of a micro-batch. note: is told of each
     halving. last_saved: a sentence about the last checkpoint, for the line that ends the run."""
 

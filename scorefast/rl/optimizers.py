@@ -74,7 +74,7 @@ def _tried_optimizer(arguments: TrainingArguments) -> torch.optim.Optimizer:
     resumed = _made(model, arguments)
     made = [dict(group) for group in resumed.param_groups]
     resumed.load_state_dict(_saved(optimizer))
-    require_alike(made, resumed)
+    require_compatible_state(made, resumed)
     resumed.step()
     return resumed
 
@@ -94,7 +94,7 @@ def _saved(part: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
-def require_alike(new: list[dict[str, Any]], optimizer: Any) -> None:
+def require_compatible_state(new: list[dict[str, Any]], optimizer: Any) -> None:
     """Raises ValueError where a loaded optimizer has other settings than it was made with, or moments of other shapes:
     torch would take them, and fail in the next step."""
     for made, loaded in zip(new, optimizer.param_groups, strict=True):

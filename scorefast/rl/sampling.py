@@ -10,7 +10,7 @@ import torch
 
 from scorefast.data.example import Example
 from scorefast.model.policy import Policy
-from scorefast.rl.oom import AtOnce
+from scorefast.rl.oom import AutoBatchSize
 from scorefast.rl.reporter import Reporter
 from scorefast.rl.rollout import Generate, RollOut, generator
 from scorefast.rl.trajectory import Trajectory
@@ -26,7 +26,7 @@ class Sampler:
     stage: Stage1 | Stage2
     roll_out: RollOut
     seed: int
-    at_once: AtOnce
+    auto_batch: AutoBatchSize
     reporter: Reporter
     seconds: float = 0.0
 
@@ -41,7 +41,7 @@ class Sampler:
                 return self.roll_out(generate, self.policy.chat, examples)
 
         began = time.perf_counter()
-        sampled = self.at_once.while_sampling(sample)
+        sampled = self.auto_batch.while_sampling(sample)
         self.seconds = time.perf_counter() - began
         return sampled
 
@@ -58,7 +58,7 @@ class Sampler:
             self.policy,
             self.rollout,
             temperature,
-            batch_size=self.at_once.prompts,
+            batch_size=self.auto_batch.prompts,
             on_token=self.reporter.interrupt,
             on_replies=count,
         )

@@ -1,7 +1,7 @@
 """One transformers.Trainer for both stages: `step` makes the batches of an optimizer step, the loop trains on them.
 
 The parent owns the loop, the optimizer, the scheduler and the state of a checkpoint. This adapter gives it batches and
-their loss, and hands memory, numbers, log and files to `AtOnce`, `StepRecord`, `LogFile` and `Checkpoints`.
+their loss, and hands memory, numbers, log and files to `AutoBatchSize`, `StepRecord`, `LogFile` and `Checkpoints`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from scorefast.rl.batch import Batch
 from scorefast.rl.evaluate import evaluate
 from scorefast.rl.log_file import LogFile
 from scorefast.rl.loss import micro_batch_loss
-from scorefast.rl.oom import AtOnce
-from scorefast.rl.optimizers import require_alike
+from scorefast.rl.oom import AutoBatchSize
+from scorefast.rl.optimizers import require_compatible_state
 from scorefast.rl.record import StepRecord, rollout_metrics
 from scorefast.rl.reporter import Reporter
 from scorefast.rl.rollout import RollOut
@@ -74,9 +74,9 @@ class ScoreTrainer(Trainer):
         self.log_file = LogFile(owner, self.reporter.note, metrics)
         self.checkpoints = Checkpoints(policy, recipe, stage, owner, self.log_file, self.reporter.note)
         last_saved = self.checkpoints.last_saved
-        self.at_once = AtOnce(recipe.rollout.batch_size, self.micro_batch, self.reporter.note, last_saved)
+        self.auto_batch = AutoBatchSize(recipe.rollout.batch_size, self.micro_batch, self.reporter.note, last_saved)
         roll_out = roll_out or default_roll_out(stage)
-        self.sampler = Sampler(policy, recipe.rollout, stage, roll_out, seed, self.at_once, self.reporter)
+        self.sampler = Sampler(policy, recipe.rollout, stage, roll_out, seed, self.auto_batch, self.reporter)
         self.step, self._random_state = StepRecord(), RandomState.now()
         self._resumed_from: str | None = None
         super().__init__(
@@ -146,7 +146,7 @@ class ScoreTrainer(Trainer):
         self.step.batches.append(inputs)
 
         def gradient(batch: Batch) -> Tensor:
-            rows, size = len(batch["input_ids"]), self.at_once.rows
+            rows, size = len(batch["input_ids"]), self.auto_batch.rows
             pieces = [{name: t[i : i + size] for name, t in batch.items()} for i in range(0, rows, size)]
             take = super(ScoreTrainer, self).training_step
             return torch.stack([take(model, piece, num_items_in_batch) for piece in pieces]).sum()
@@ -157,7 +157,7 @@ class ScoreTrainer(Trainer):
             return [gradient(batch) for batch in self.step.batches][-1]
 
         alone = self.args.world_size == 1
-        loss = self.at_once.while_training(partial(gradient, inputs), whole_step_again, alone=alone)
+        loss = self.auto_batch.while_training(partial(gradient, inputs), whole_step_again, alone=alone)
         if bool(loss.isfinite()):
             return loss
         self.step.problem = self.step.problem or "the loss is not finite"
@@ -183,7 +183,7 @@ class ScoreTrainer(Trainer):
         """Greedy two-turn accuracy on the validation split (never the test split)."""
         grade = partial(grade_example, grader=self.recipe.reward.grader)
         due = 2 * len(self.validation)
-        graded = self.at_once.while_sampling(
+        graded = self.auto_batch.while_sampling(
             lambda: evaluate(self.sampler.generate(0.0, due), self.policy.chat, self.validation, grade)
         )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in rates(graded).items()}
@@ -198,7 +198,7 @@ class ScoreTrainer(Trainer):
             logs.update(_metrics_of_step(*known, self.stage.name, self.state.global_step, logs))
         super().log(logs, start_time)
         self.state.log_history = []
-        if "loss" in logs and (lost := monitor.skipped_in_a_row(self.log_file.lines)) >= MAX_CONSECUTIVE_SKIPS:
+        if "loss" in logs and (lost := monitor.consecutive_skips(self.log_file.lines)) >= MAX_CONSECUTIVE_SKIPS:
             raise RunError(
                 f"{lost} steps in a row came to nothing ({self.step.problem}); stopped after step "
                 f"{self.state.global_step}, {self.checkpoints.last_saved()}; begin again from there with a lower "
@@ -240,7 +240,7 @@ class ScoreTrainer(Trainer):
             new = [dict(group) for group in self.optimizer.param_groups] if self.optimizer else []
             super()._load_optimizer_and_scheduler(checkpoint)
             if checkpoint is not None:
-                require_alike(new, self.optimizer)
+                require_compatible_state(new, self.optimizer)
         self._resumed_from = checkpoint
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -258,7 +258,7 @@ def _metrics_of_step(
     for name, seen in monitor.signs([*log_file.lines, logs | found]).items():
         found[f"warning_{name}"] = 1.0
         if f"warning_{name}" not in log_file.names:
-            reporter.note(f"step {step}: {seen}; {monitor.what_to_turn(name, stage)}")
+            reporter.note(f"step {step}: {seen}; {monitor.remedy(name, stage)}")
     return found
 
 

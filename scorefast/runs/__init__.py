@@ -1,1 +1,1 @@
-"""Runs on disk: what a command was asked (`job`), its folder, checkpoints, log, lock, and how it is resumed."""
+"""Runs on disk: the resolved request (`job`), the run's folder, checkpoints, log and lock, and how a run resumes."""

@@ -1,4 +1,4 @@
-"""Checkpoints: opened, found, rotated, or refused in one line. Imports no torch."""
+"""Open, find and rotate checkpoints; refuse a damaged one in one line. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from scorefast.recipe import EMBEDDED_MODELS, RECORDED_FOLDERS, load_recipe, mod
 from scorefast.runs.layout import RECIPE, RUN, own_checkpoints, step_of
 from scorefast.schema import Recipe
 
-# What must be the same from one run to the next that starts from it: how questions are split, asked and graded.
+# Keys that a run must share with the checkpoint it starts from: how questions are split, asked and graded.
 TERMS = ("data.test_fraction", "data.validation_fraction", "prompt", "reward.grader")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A PEFT folder (is_adapter) or a model folder; recipe is None where scorefast did not write it."""
+    """A PEFT folder (is_adapter) or a model folder. recipe is None if scorefast did not write the folder."""
 
     name: str
     path: Path
@@ -31,9 +31,10 @@ class Checkpoint:
 
 
 def open_checkpoint(text: str) -> Checkpoint:
-    """A folder that scorefast wrote must be whole, byte for byte; of another's only the form is looked at.
+    """Open a checkpoint folder or the folder of a finished run.
 
-    Raises UserError where the folder is no checkpoint, is damaged, or is a run that has none yet.
+    A folder that scorefast wrote is checked byte for byte against its seal. In any other folder only the file formats
+    are checked. Raises UserError if the folder is not a checkpoint, is damaged, or is a run without a result.
     """
     path = Path(text)
     if not path.is_dir():
@@ -67,9 +68,9 @@ def _require_whole(path: Path) -> None:
 
 
 def find_base(folder: Path, name: str) -> None:
-    """A run may name its model by a relative path: it is sought where run.json says that it lay, then here.
+    """Find a model folder that a run names by a relative path: at the path in run.json, else in the working directory.
 
-    Raises UserError where it was a folder and is in neither place, so that no model of the hub is taken for it.
+    Raises UserError if the folder is in neither place. A hub model of the same name must not replace it.
     """
     run = folder / RUN if (folder / RUN).is_file() else folder.resolve().parent / RUN
     if name in EMBEDDED_MODELS or Path(name).is_absolute() or not run.is_file():
@@ -78,19 +79,22 @@ def find_base(folder: Path, name: str) -> None:
     recorded = began.get("base")
     if isinstance(recorded, str) and Path(recorded).is_dir():
         if RECORDED_FOLDERS.setdefault(name, recorded) != recorded:
-            raise UserError(f"{folder}: its model {name!r} is {recorded}, and not {RECORDED_FOLDERS[name]}")
+            raise UserError(f"{folder}: its model {name!r} is {recorded}, not {RECORDED_FOLDERS[name]}")
     elif (recorded or began.get("base_sha256")) and not Path(name).is_dir():
-        places = [*([str(recorded)] if recorded else []), str(Path(name).absolute())]
+        searched = [*([str(recorded)] if recorded else []), str(Path(name).absolute())]
         raise UserError(
-            f"{folder}: its model.name is {name!r}, a folder when it began; sought at {' and '.join(places)}, and not "
-            "there; put it back, or go where that path leads to it"
+            f"{folder}: its model.name is {name!r}, a folder when the run began; looked for it at "
+            f"{' and '.join(searched)} and did not find it; put it back, or change to the directory that the path is "
+            "relative to"
         )
 
 
 def require_same_terms(checkpoint: Checkpoint, recipe: Recipe, *, to_train: bool = False) -> None:
-    """Raises UserError where the checkpoint's base is another, or its run split, asked or graded otherwise: a question
-    it was trained on could then count as held out, and figures would not compare. To train it, the kind of tuning must
-    be the same too."""
+    """Raise UserError if the checkpoint has another base model, or if its run split, asked or graded differently.
+
+    Otherwise a question that it was trained on could count as held out, and results would not be comparable.
+    to_train: the kind of tuning must be the same too.
+    """
     theirs, ours = (Path(model_path(name)) for name in (checkpoint.base, recipe.model.name))
     if theirs != ours and not (theirs.is_dir() and ours.is_dir() and theirs.samefile(ours)):
         raise UserError(
@@ -99,33 +103,36 @@ def require_same_terms(checkpoint: Checkpoint, recipe: Recipe, *, to_train: bool
     for key in TERMS if checkpoint.recipe else ():
         theirs, ours = (operator.attrgetter(key)(r) for r in (checkpoint.recipe, recipe))
         if theirs != ours:
-            raise UserError(f"{checkpoint.path}: its run had {key} = {theirs!r}, the recipe in force says {ours!r}")
+            raise UserError(f"{checkpoint.path}: its run had {key} = {theirs!r}, this recipe has {ours!r}")
     if to_train and checkpoint.is_adapter != (recipe.model.tuning == "lora"):
         kind = "an adapter" if checkpoint.is_adapter else "a whole model"
         raise UserError(f"{checkpoint.path}: is {kind}, but model.tuning is {recipe.model.tuning}")
 
 
 def find_last(run: Path) -> tuple[Path | None, list[str]]:
-    """(the newest whole checkpoint-N, a line for each newer one that is damaged). Found by looking at every byte.
+    """(the newest complete checkpoint-N, one line for each newer damaged one). Every byte is verified.
 
-    Raises UserError where one cannot be read: that may pass, and is no reason to go on from an older one.
+    Raises UserError if a file cannot be read. The fault may be temporary, so an older checkpoint is not used instead.
     """
-    passed_over: list[str] = []
+    skipped: list[str] = []
     for path in sorted(own_checkpoints(run), key=step_of, reverse=True):
         try:
             wrong = damage(path)
         except OSError as error:
-            raise UserError(f"{error.filename}: {error.strerror}; mend that, or remove the checkpoint") from None
+            raise UserError(f"{error.filename}: {error.strerror}; fix that, or remove the checkpoint") from None
         wrong = wrong or (None if (path / "trainer_state.json").is_file() else "it has no trainer_state.json")
         if wrong is None:
-            return path, passed_over
-        passed_over.append(f"{path} is passed over: {wrong}")
-    return None, passed_over
+            return path, skipped
+        skipped.append(f"{path} is skipped: {wrong}")
+    return None, skipped
 
 
 def rotate(run: Path, keep: int, saved: Path) -> None:
-    """Delete all but the newest `keep` checkpoints up to the one just saved. Newer ones are damaged: not counted. Nor
-    is what has no seal, of which only an empty folder is removed."""
+    """Delete all but the newest `keep` checkpoints up to the one just saved.
+
+    Checkpoints of later steps are damaged and do not count. A folder without a seal does not count either; it is
+    removed only if it is empty.
+    """
     older = sorted((p for p in own_checkpoints(run) if step_of(p) <= step_of(saved)), key=step_of)
     kept = [p for p in older if is_own_file(p / SEAL)][-keep:]
     for path in older:

@@ -1,4 +1,4 @@
-"""The folder of a run: claimed, begun, locked. Imports no torch."""
+"""Claim, start and lock the folder of a run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import os
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from scorefast.errors import RunError, UserError
 from scorefast.files.atomic import WORK, make_folder, remove_files, unmake, write_file
 from scorefast.recipe import dump_recipe
-from scorefast.runs.layout import LEFTOVERS, METRICS, RECIPE, RUN, own_checkpoints
+from scorefast.runs.layout import LEFTOVERS, METRICS, RECIPE, RUN, Facts, own_checkpoints
 from scorefast.runs.log import metrics_lines
 from scorefast.runs.owner import LOCK, Owner
 from scorefast.schema import Recipe
@@ -21,8 +20,10 @@ from scorefast.schema import Recipe
 
 @contextlib.contextmanager
 def claimed(out: Path | None, name: str, *, resume: bool = False) -> Iterator[Path]:
-    """A new folder for a run: `out`, or the first free of runs/NAME, runs/NAME-2, ... Where the block fails and leaves
-    it empty, what was made is removed: the folder and those above it."""
+    """A new folder for a run: `out`, or the first free of runs/NAME, runs/NAME-2, ...
+
+    If the block fails and the folder is empty, the folder and the parents made for it are removed.
+    """
     folder, made = _claim(out, name, resume)
     try:
         yield folder
@@ -51,20 +52,20 @@ def _claim(out: Path | None, name: str, resume: bool) -> tuple[Path, list[Path]]
             folder.mkdir()
             return folder, [*above, folder]
         except OSError as error:
-            if not os.path.lexists(folder):  # not taken: its parent is a file, a link to nowhere, not ours to write
+            if not os.path.lexists(folder):  # the name is free; the parent is a file, a broken link or not writable
                 raise UserError(f"{folder}: cannot be made: {error.strerror}; name another place with --out") from None
 
 
 def require_free(out: Path | None, *, resume: bool = False) -> None:
-    """Raises UserError where `out` is taken; with `resume`, not by what a run leaves that was killed at its start."""
+    """Raise UserError if `out` is not free. resume: files of a run that was killed at its start are allowed."""
     if out is None:
         return
-    if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in str(out)):  # it will be the line on stdout
+    if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in str(out)):  # the path is printed as a line on stdout
         raise UserError(f"--out {str(out)!r}: has a line break or control character")
     if not out.exists():
         return
     if not out.is_dir():
-        raise UserError(f"{out}: is a file; --out takes a folder, new or empty")
+        raise UserError(f"{out}: is a file; --out takes a new or empty folder")
     names = {path.name for path in out.iterdir()}
     if names == {WORK}:
         raise UserError(f"{out}: holds what a killed command left behind, {out / WORK}; remove that")
@@ -75,7 +76,7 @@ def require_free(out: Path | None, *, resume: bool = False) -> None:
 
 @contextlib.contextmanager
 def lock_run(folder: Path) -> Iterator[Owner]:
-    """Be the only writer of `folder`. Raises UserError where another is."""
+    """Hold the write lock of `folder`. Raises UserError if another process has it."""
     owner = Owner(folder)
     owner.take()
     try:
@@ -84,16 +85,16 @@ def lock_run(folder: Path) -> Iterator[Owner]:
         owner.release()
 
 
-def start_run(folder: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
-    """Write down what the run is; with run.json, the last file, it has begun."""
+def start_run(folder: Path, recipe: Recipe, facts: Facts) -> None:
+    """Write recipe.yaml, then run.json with the run's facts. run.json, the last file, marks the run as begun."""
     write_file(folder / RECIPE, dump_recipe(recipe))
     write_file(folder / RUN, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether there is a run to resume. False for a folder that is new, empty, or was left before anything was in it.
+    """Whether `folder` holds a run to resume. False if it is new or empty, or if a run was killed at its start.
 
-    Raises UserError where the folder holds something else.
+    Raises UserError if the folder holds anything else.
     """
     if (folder / RUN).is_file() and (folder / RECIPE).is_file():
         return True
@@ -104,9 +105,10 @@ def has_begun(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def abandoned_where_it_fails(owner: Owner) -> Iterator[None]:
-    """Where the block fails before anything was trained, what it wrote is removed, so that the same command can be
-    given again. A run that was interrupted stays, to be resumed; one that is another process's by now is not touched.
+def removed_on_failure(owner: Owner) -> Iterator[None]:
+    """Remove the files of a run that fails before its first step, so that the same command can be repeated.
+
+    An interrupted run stays and can be resumed. A run that another process has locked meanwhile is not touched.
     """
     try:
         yield

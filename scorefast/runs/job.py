@@ -1,4 +1,4 @@
-"""What a user asks of `stage1` or `stage2`, resolved once into a frozen job. Imports no torch."""
+"""Resolve the arguments of `stage1` or `stage2` into one frozen `Job`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from scorefast.data.example import Dataset, Example
 from scorefast.data.load import content_sha256, load_dataset
 from scorefast.errors import UserError
 from scorefast.runs.checkpoint import Checkpoint, open_checkpoint, require_same_terms
-from scorefast.runs.folder import abandoned_where_it_fails, claimed, has_begun, lock_run, require_free
+from scorefast.runs.folder import claimed, has_begun, lock_run, removed_on_failure, require_free
+from scorefast.runs.layout import Facts
 from scorefast.runs.owner import Owner
-from scorefast.runs.processes import place
+from scorefast.runs.processes import world
 from scorefast.runs.recipes import chosen_recipe, resumed_recipe
 from scorefast.runs.resume import require_same_beginning, start_provenance
 from scorefast.schema import Recipe, Stage1, Stage2, StageName
@@ -23,7 +23,7 @@ from scorefast.schema import Recipe, Stage1, Stage2, StageName
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of the command, as given. start: of --from. overrides: of --set and of the flags short for it."""
+    """The arguments of the command, as given. start: --from. overrides: --set and the flags that are short for it."""
 
     name: StageName
     data: str
@@ -36,10 +36,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a stage, everything about it decided.
+    """One run of a stage, with every choice made.
 
-    folder: of the run; before `claim` the one that it will be given if that is still free. begun: whether the folder
-    holds this run already, which then goes on. facts: what run.json says of it.
+    folder: the run's folder; before `claim`, a proposal that may be taken by then. begun: the folder already holds this
+    run, which resumes. facts: the content of run.json.
     """
 
     name: StageName
@@ -48,7 +48,7 @@ class Job:
     start: Checkpoint | None
     folder: Path
     begun: bool = False
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
 
     @property
     def stage(self) -> Stage1 | Stage2:
@@ -56,7 +56,7 @@ class Job:
 
     @property
     def train(self) -> list[Example]:
-        """Raises UserError where there is none."""
+        """Raises UserError if there are no training questions."""
         return self.dataset.split("train", "training")
 
     @property
@@ -65,7 +65,7 @@ class Job:
 
     @property
     def command(self) -> str:
-        """The command that continues it."""
+        """The command that resumes the run."""
         words = ["scorefast", self.name, "--data", self.facts["data"]]
         words += ["--from", str(self.start.path)] if self.start else []
         words += ["--out", str(self.folder)]
@@ -74,23 +74,23 @@ class Job:
 
 
 def resolve(
-    request: Request, note: Callable[[str], None], held: contextlib.ExitStack, *, dry_run: bool = False
+    request: Request, note: Callable[[str], None], cleanup: contextlib.ExitStack, *, dry_run: bool = False
 ) -> tuple[Job, Owner]:
-    """Read and choose everything that the arguments name. A run that goes on is locked, and `held` lets it go.
+    """Read the checkpoint, recipe and data that the arguments name. A resumed run is locked until `cleanup` closes.
 
     Raises UserError naming the file, the row or the key.
     """
-    out, alone = request.out, place().rank == 0
+    out, is_main = request.out, world().rank == 0
     if request.resume and out is None:
         raise UserError("--resume: name the run to continue with --out")
-    if place().processes > 1 and out is None:
+    if world().size > 1 and out is None:
         raise UserError("several processes: name the run's folder with --out")
     begun = out is not None and request.resume and has_begun(out)
     folder = out or Path("runs") / request.name
     owner = Owner(folder)
-    if begun and alone and not dry_run:
-        owner = held.enter_context(lock_run(folder))
-    elif not begun and alone:
+    if begun and is_main and not dry_run:
+        owner = cleanup.enter_context(lock_run(folder))
+    elif not begun and is_main:
         require_free(out, resume=request.resume)
 
     start = open_checkpoint(request.start) if request.start else None
@@ -107,13 +107,13 @@ def resolve(
     return Job(request.name, recipe, dataset, start, folder, begun, facts), owner
 
 
-def claim(request: Request, job: Job, owner: Owner, held: contextlib.ExitStack) -> tuple[Job, Owner]:
-    """The job with a folder that is this process's own. Where it fails before anything was trained, the folder goes
-    again as `held` ends."""
-    if job.begun or place().rank != 0:
+def claim(request: Request, job: Job, owner: Owner, cleanup: contextlib.ExitStack) -> tuple[Job, Owner]:
+    """The job with a folder that this process has made and locked. If the run fails before its first step, the folder
+    is removed when `cleanup` closes."""
+    if job.begun or world().rank != 0:
         return job, owner
-    folder = held.enter_context(claimed(request.out, job.name, resume=request.resume))
-    owner = held.enter_context(lock_run(folder))
-    require_free(folder, resume=request.resume)  # once more: now nobody else can take it
-    held.enter_context(abandoned_where_it_fails(owner))
+    folder = cleanup.enter_context(claimed(request.out, job.name, resume=request.resume))
+    owner = cleanup.enter_context(lock_run(folder))
+    require_free(folder, resume=request.resume)  # check again under the lock
+    cleanup.enter_context(removed_on_failure(owner))
     return replace(job, folder=folder), owner

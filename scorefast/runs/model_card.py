@@ -1,4 +1,4 @@
-"""README.md of a checkpoint. Imports no torch."""
+"""The model card, README.md of a checkpoint. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scorefast.schema import Recipe
 
 
 def model_card(recipe: Recipe, stage: str) -> str:
-    """README.md of a checkpoint, with the Hub's metadata; of its figures it says no more than where they stand."""
+    """README.md of a checkpoint, with the Hub's metadata. It points to the files with results and quotes none."""
     adapter = recipe.model.tuning == "lora"
     known = {
         "base_model": None if Path(model_path(recipe.model.name)).is_dir() else json.dumps(recipe.model.name),
@@ -25,10 +25,10 @@ def model_card(recipe: Recipe, stage: str) -> str:
 
 # {"A LoRA adapter of" if adapter else "A model tuned from"} {recipe.model.name}, trained to look at its answer again
 
-Trained by scorefast, {stage} ([SCoRe](https://arxiv.org/abs/2409.12917)): how, says `recipe.yaml` and its run's
-`run.json`; what it did meanwhile, its run's `metrics.jsonl`. What it can do on held-out questions was measured where
-there is a `report.json`.
+Trained by scorefast, {stage} ([SCoRe](https://arxiv.org/abs/2409.12917)). `recipe.yaml` has all settings; the run's
+folder has its start in `run.json` and its training log in `metrics.jsonl`. Results on held-out questions, if it was
+evaluated, are in `report.json`.
 
-Ask the question, and after the reply send this:
+Ask the question. After the reply, send this message:
 
 {correction}"""

@@ -1,7 +1,7 @@
-"""The one writer of a run: it holds the folder, notices what is taken from it, and puts it back. Imports no torch.
+"""The one writer of a run: it locks the folder, and restores files that are removed. Imports no torch.
 
-Two locks hold a run. One is on the file `.lock`, which also works on network disks. The other is on the folder itself,
-where the kernel can: a file can be removed from under its owner, and the folder of a file that is being written cannot.
+A run has two locks. The lock on the file `.lock` also works on network disks. The lock on the folder itself holds if
+somebody removes `.lock`; not every file system supports it.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ LOCK = ".lock"
 
 
 class Owner:
-    """Of the run in `folder`. One that has not called `take` holds no lock, and looks only whether the folder is
-    there."""
+    """The writer of the run in `folder`. Before `take` it holds no lock, and `confirm` checks only that the folder
+    exists."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._lock: FileLock | None = None
         self._lock_is: tuple[int, int] | None = None
-        self._descriptor: int | None = None  # of the folder; while it is open no other folder gets its number
+        self._descriptor: int | None = None  # of the folder; while it is open no other folder gets its inode number
         self._kept: dict[str, bytes] = {}
 
     def take(self) -> None:
-        """Raises UserError where another process has the run, or it cannot be locked. The kernel lets go when the
-        process dies."""
+        """Lock the run. Raises UserError if another process has it, or if it cannot be locked. The kernel releases the
+        locks when the process dies."""
         try:
             self._lock_folder()
             self._lock_file()
@@ -41,7 +41,7 @@ class Owner:
             raise UserError(
                 f"{self.folder}: another scorefast is writing into this run; wait for it, or stop it first"
             ) from None
-        except OSError as error:  # no right to, a read-only disk, a lock that is a folder or a link
+        except OSError as error:  # no permission, a read-only disk, a lock that is a folder or a link
             self.release()
             raise UserError(f"{self.folder}: cannot be written to: {error.strerror}; choose another --out") from None
 
@@ -55,7 +55,7 @@ class Owner:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Timeout(str(self.folder)) from None
-        except OSError:  # a network disk, which locks files alone
+        except OSError:  # a network disk that locks only files
             return
 
     def _lock_file(self) -> None:
@@ -73,18 +73,18 @@ class Owner:
         self._lock = self._descriptor = None
 
     def keep(self, *names: str) -> None:
-        """Remember what stands in these files now: the run cannot be resumed without them."""
+        """Remember the content of these files, for `restore`. A run cannot be resumed without them."""
         for name in names:
             with contextlib.suppress(OSError):
                 self._kept[name] = (self.folder / name).read_bytes()
 
     def confirm(self) -> None:
-        """To be called before each write. A lock that was removed or replaced is taken back.
+        """Check the ownership; call this before each write. A lock file that was removed or replaced is locked again.
 
-        Raises OSError where the folder is not there, or another is in its place: that may pass. Raises RunError where
-        another process has locked the run: nothing more may be written.
+        Raises OSError if the folder is missing or replaced by another one, which may be temporary. Raises RunError if
+        another process has locked the run; then nothing more may be written.
         """
-        if not self._is_here():
+        if not self._is_same_folder():
             raise OSError(errno.ENOENT, "the run's folder is not there", str(self.folder))
         if self._lock is None or identity(self.folder / LOCK) == self._lock_is:
             return
@@ -94,12 +94,15 @@ class Owner:
             raise RunError(
                 f"{self.folder / LOCK}: was replaced, and another process holds it; nothing more is written here"
             ) from None
-        except OSError:  # a folder or a link stands in its place: nobody can lock the run by it
+        except OSError:  # a folder or a link of that name: no process can lock it
             return
 
-    def _is_here(self) -> bool:
-        """Whether the path leads to the folder that was locked. A disk that was away may be another device when it is
-        back; the folder's number on it is the same, and so is what stands in it."""
+    def _is_same_folder(self) -> bool:
+        """Whether the path leads to the folder that was locked.
+
+        A disk that was unmounted can have another device number afterwards. The folder's inode number is then the same,
+        and so is the content of the kept files.
+        """
         if self._descriptor is None:
             return self.folder.is_dir()
         try:
@@ -108,14 +111,14 @@ class Owner:
             return False
         if found.st_ino != ours.st_ino:
             return False
-        return found.st_dev == ours.st_dev or all(self._stands(name) for name in self._kept)
+        return found.st_dev == ours.st_dev or all(self._is_unchanged(name) for name in self._kept)
 
-    def _stands(self, name: str) -> bool:
+    def _is_unchanged(self, name: str) -> bool:
         path = self.folder / name
         return is_own_file(path) and path.read_bytes() == self._kept[name]
 
     def restore(self) -> dict[str, OSError]:
-        """Write again what was to be kept and is no file any more; {name: why it cannot be}."""
+        """Rewrite each kept file that is missing or no regular file. Returns {name: error} of those that failed."""
         failed = {}
         for name, content in self._kept.items():
             path = self.folder / name

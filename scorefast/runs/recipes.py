@@ -1,5 +1,7 @@
-"""Which recipe a command runs with: a file's, a checkpoint's, a run's own, or the one for this machine, as flags change
-it; and what a folder of somebody else's may not choose. Imports no torch."""
+"""Choose the recipe of a command: a named one, a checkpoint's, the run's own, or the default of this machine.
+
+A checkpoint from elsewhere must not choose which code runs, or where metrics are sent. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +21,26 @@ Note = Callable[[str], None]
 
 
 def chosen_recipe(source: str, overrides: list[str], start: Checkpoint | None, note: Note, rewards: bool) -> Recipe:
-    """The named recipe; `auto` is the recipe of the checkpoint that is given, else the one that fits this machine.
+    """The named recipe. `auto` is the recipe of the checkpoint `start`, else the default of this machine.
 
-    rewards: whether the command calls the reward function, which a folder of somebody else's must not choose.
+    rewards: whether the command calls the reward function. The user must then name a function that only the
+    checkpoint's recipe names.
     """
     if source == "auto" and start is not None and start.recipe is not None:
         note(f"recipe: that of {start.path}")
         recipe = load_recipe(str(start.path / RECIPE), overrides, saved=True)
         if rewards:
             _require_named_by_the_user(start.path, recipe, overrides)
-            recipe = _reports_nowhere_else(start.path, recipe, overrides, note)
+            recipe = _without_reporting(start.path, recipe, overrides, note)
     else:
         source = recipe_for_this_machine() if source == "auto" else source
         note(f"recipe: {source}")
         recipe = load_recipe(source, overrides)
-    return _with_its_model(recipe)
+    return _require_model(recipe)
 
 
 def resumed_recipe(run: Path, stage: str, source: str, overrides: list[str], note: Note) -> Recipe:
-    """The run's own recipe, or what the flags make of it where nothing changes that must not."""
+    """The run's own recipe with the user's changes. Raises UserError naming a key that must not change in a run."""
     began = load_recipe(str(run / RECIPE), saved=True)
     if source == "auto":
         wanted = load_recipe(str(run / RECIPE), overrides, saved=True)
@@ -46,9 +49,9 @@ def resumed_recipe(run: Path, stage: str, source: str, overrides: list[str], not
     else:
         wanted = load_recipe(source, overrides)
     for key, (before, after) in changes_allowed(run, stage, began, wanted).items():
-        note(f"{key}: {before!r} so far, {after!r} from here on")
+        note(f"{key}: {before!r} until now, {after!r} from here on")
     find_base(run, wanted.model.name)
-    return _with_its_model(wanted)
+    return _require_model(wanted)
 
 
 def recipe_for_this_machine() -> str:
@@ -60,21 +63,21 @@ def recipe_for_this_machine() -> str:
 
 
 def _require_named_by_the_user(folder: Path, inherited: Recipe, overrides: list[str]) -> None:
-    """Raises UserError where a folder's own recipe names a reward function, and no flag does: the folder may be
-    somebody else's, and importing a module runs it."""
+    """Raise UserError if the recipe in a folder names a reward function and no flag does. The folder may come from
+    somebody else, and importing a module runs its code."""
     function = inherited.reward.function
     if function is not None and not _keys(overrides) & {"reward", "reward.function"}:
         raise UserError(
-            f"{folder}: its recipe names code to run, reward.function = {function!r}; if you want that, say so: "
+            f"{folder}: its recipe names code to run, reward.function = {function!r}; to allow it, add "
             f"--reward {shlex.quote(function)}"
         )
 
 
-def _reports_nowhere_else(folder: Path, inherited: Recipe, overrides: list[str], note: Note) -> Recipe:
-    """Metrics go to no service that only a folder names."""
+def _without_reporting(folder: Path, inherited: Recipe, overrides: list[str], note: Note) -> Recipe:
+    """The recipe with report_to = none, unless the user has set report_to."""
     if inherited.report_to == "none" or "report_to" in _keys(overrides):
         return inherited
-    note(f"report_to: {inherited.report_to!r}, as in {folder}, is not taken over; --set report_to=... if you want it")
+    note(f"report_to: {inherited.report_to!r} of {folder} is not used; to use it, add --set report_to=...")
     return inherited.model_copy(update={"report_to": "none"})
 
 
@@ -82,9 +85,9 @@ def _keys(overrides: list[str]) -> set[str]:
     return {text.partition("=")[0].strip() for text in overrides}
 
 
-def _with_its_model(recipe: Recipe) -> Recipe:
-    """Raises UserError where model.name is the path of a folder that is not there, or of one that holds no model; other
-    names are asked of the hub."""
+def _require_model(recipe: Recipe) -> Recipe:
+    """The recipe, unchanged. Raises UserError if model.name is the path of a folder that is missing or holds no model.
+    Any other name is looked up on the hub."""
     name = recipe.model.name
     path = Path(model_path(name))
     if path.is_dir() and not (path / "config.json").is_file():
@@ -99,8 +102,8 @@ def _with_its_model(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def where_the_model_is(name: str) -> str | None:
-    """A line for those whose model may be another than they think; None for one that is embedded or a plain path."""
+def model_location(name: str) -> str | None:
+    """One line on which model a name refers to. None for an embedded model or a plain path, which is unambiguous."""
     path = model_path(name)
     if not Path(path).is_dir():
         return f"model: {name}, from the Hugging Face hub or its cache"
@@ -109,6 +112,6 @@ def where_the_model_is(name: str) -> str | None:
             f"model: {name}, the embedded one, not the folder {Path(name).absolute()}" if Path(name).is_dir() else None
         )
     if path != name:
-        return f"model: {name}, the folder {path}, where its run had it"
+        return f"model: {name}, the folder {path} that its run recorded"
     hidden = ", not the hub's model of that name"
     return f"model: {name}, the folder {Path(name).absolute()}{hidden}" if may_be_of_the_hub(name) else None

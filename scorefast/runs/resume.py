@@ -1,4 +1,4 @@
-"""What must stay the same where a run is resumed, and what may change. Imports no torch."""
+"""Resume a run: what must stay the same, what may change, and which checkpoint to start from. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from scorefast.files.seal import SEAL, damage
 from scorefast.files.text import shortened
 from scorefast.recipe import EMBEDDED_MODELS, dump_recipe, flat, load_recipe, model_path
 from scorefast.runs.checkpoint import Checkpoint, find_last
-from scorefast.runs.layout import METRICS, RECIPE, RUN, step_of
+from scorefast.runs.layout import METRICS, RECIPE, RUN, Facts, step_of
 from scorefast.runs.log import Metrics, log_bound, metrics_until, read_metrics
 from scorefast.schema import Recipe, Stage1, Stage2
 
-# What may change where a run is resumed: how it is cut into pieces, watched and stored. Sampling in other batches and
-# other micro-batches change a run by rounding and by which samples are drawn, not in what it optimises.
+# Keys that may change when a run is resumed: batch sizes, validation and storage. Another batch size changes rounding
+# and the samples drawn, not the objective.
 MAY_CHANGE = ("eval.", "loss.", "rollout.batch_size", "report_to")
 OF_A_STAGE = ("max_steps", "micro_batch_size", "save_steps", "save_total_limit", "eval_steps", "show_steps", "max_kl")
 
 
-def start_provenance(start: Checkpoint | None) -> dict[str, Any]:
-    """The checkpoint's place and content: that of its seal, which has just been checked, where it has one."""
+def start_provenance(start: Checkpoint | None) -> Facts:
+    """Path and content hash of the start checkpoint. The hash is that of its seal, just verified, if it has one."""
     if start is None:
         return {"from": None}
     sealed = start.path / SEAL
@@ -38,57 +38,55 @@ def start_provenance(start: Checkpoint | None) -> dict[str, Any]:
     return {"from": str(start.path.resolve()), "from_sha256": content}
 
 
-def base_provenance(recipe: Recipe) -> dict[str, Any]:
-    """The base model, where it is a folder, by place and content (one of the hub by name alone), and the libraries."""
+def base_provenance(recipe: Recipe) -> Facts:
+    """Path and content hash of a base model that is a folder, and library versions. A hub model has neither."""
     base = Path(model_path(recipe.model.name))
-    place = str(base.resolve()) if base.is_dir() and recipe.model.name not in EMBEDDED_MODELS else None
+    location = str(base.resolve()) if base.is_dir() and recipe.model.name not in EMBEDDED_MODELS else None
     packages = {name: metadata.version(name) for name in ("torch", "transformers", "peft")}
     versions = {"scorefast": __version__, **packages}
-    return {"base": place, "base_sha256": fingerprint(base) if base.is_dir() else None, "versions": versions}
+    return {"base": location, "base_sha256": fingerprint(base) if base.is_dir() else None, "versions": versions}
 
 
-def require_same_beginning(
-    folder: Path, facts: dict[str, Any], note: Callable[[str], None] = lambda line: None
-) -> None:
-    """Raises UserError where the run to resume began as another stage, on other data, or on another model. Of other
-    versions of the libraries `note` is told."""
+def require_same_beginning(folder: Path, facts: Facts, note: Callable[[str], None] = lambda line: None) -> None:
+    """Raise UserError if the run to resume began as another stage, on other data, or on another model. `note` gets one
+    line for each library whose version has changed."""
     began = read_json(folder / RUN)
     if lacking := sorted({"stage", "data_sha256", "from"} - began.keys()):
-        raise UserError(f"{folder / RUN}: lacks {lacking[0]}: what this run is of cannot be known; name a new --out")
+        raise UserError(f"{folder / RUN}: lacks {lacking[0]}, so the run cannot be identified; name a new --out")
     if facts.get("from_sha256") and began.get("from_sha256"):
-        facts = facts | {"from": began.get("from")}  # wherever it lies now
+        facts = facts | {"from": began.get("from")}  # the checkpoint may have moved
     differ = [key for key in facts if key in began and began[key] != facts[key]]
     wanted = {
         "stage": f"it is a run of {began.get('stage')}, not of {facts['stage']}",
-        "data_sha256": f"{facts['data']} does not hold the data it began with; give that",
+        "data_sha256": f"{facts['data']} is not the data that it began with; give that data",
         "from": f"it began from {began.get('from') or 'the base model'}, not from {facts['from'] or 'the base model'}",
         "from_sha256": f"{facts['from']} has changed since it began from there",
         "base_sha256": "its base model's folder has changed since it began",
-        "backend": f"it began with the {began.get('backend')} backend, here it would be {facts.get('backend')}",
+        "backend": f"it began with the {began.get('backend')} backend, and here the backend is {facts.get('backend')}",
     }
     for key in wanted:
         if key in differ:
             raise UserError(f"{folder}: {wanted[key]}; to begin another run, name a new --out")
     before = began.get("versions")
-    if not isinstance(before, dict):  # begun before they were noted
+    if not isinstance(before, dict):  # a run of an earlier version, which recorded none
         return
     for name, version in facts.get("versions", {}).items():
         if version != before.get(name):
-            note(f"{name}: {before.get(name)} when this run began, {version} now: what follows can differ in rounding")
+            note(f"{name}: {before.get(name)} when this run began, {version} now: further steps can differ in rounding")
 
 
 def change_recipe(folder: Path, recipe: Recipe) -> None:
-    """What a resumed run goes on with. A result that it had before is no longer its result."""
+    """Save the recipe that a resumed run continues with. If it differs, the run's old result is no longer valid, and
+    its seal is removed."""
     if load_recipe(str(folder / RECIPE), saved=True) != recipe:
         (folder / SEAL).unlink(missing_ok=True)
         write_file(folder / RECIPE, dump_recipe(recipe))
 
 
-def changes_allowed(folder: Path, stage: str, began: Recipe, wanted: Recipe) -> dict[str, tuple[Any, Any]]:
-    """{key: (value it began with, value wanted)}. Raises UserError naming a key that must not change in a run.
+def changes_allowed(folder: Path, stage: str, began: Recipe, wanted: Recipe) -> dict[str, tuple[object, object]]:
+    """{key: (value at the start, value now)}. Raises UserError naming a key that must not change in a run.
 
-    Keys of the other stage are of no account. Steps may be added where the learning rate does not depend on their
-    number.
+    Keys of the other stage are ignored. max_steps may change if the learning rate does not depend on it.
     """
     ours, theirs = flat(began), flat(wanted)
     other = "stage1." if stage == "stage2" else "stage2."
@@ -98,44 +96,47 @@ def changes_allowed(folder: Path, stage: str, began: Recipe, wanted: Recipe) -> 
     for key, (before, after) in changed.items():
         if not key.startswith(may):
             raise UserError(
-                f"{folder}: began with {key} = {before!r}, not {after!r}: a resumed run keeps it; start another run "
-                f"in a new --out"
+                f"{folder}: began with {key} = {before!r}, not {after!r}; it cannot change when a run is resumed; "
+                f"start another run in a new --out"
             )
     scheduler = ours[f"{stage}.lr_scheduler"]
     if f"{stage}.max_steps" in changed and not scheduler.startswith("constant"):
-        raise UserError(f"{folder}: {stage}.max_steps cannot change, because lr_scheduler = {scheduler} depends on it")
+        raise UserError(f"{folder}: {stage}.max_steps cannot change because lr_scheduler = {scheduler} depends on it")
     return changed
 
 
 def find_resumable(
     folder: Path, stage: Stage1 | Stage2, recipe: Recipe, note: Callable[[str], None]
 ) -> tuple[Path | None, list[Metrics]]:
-    """(the checkpoint to resume from, the metrics up to it). `note` is told what is passed over or written anew.
+    """(the checkpoint to resume from, the metrics up to it). Changes no file.
 
-    Raises UserError where the run cannot go on as asked; changes nothing.
+    `note` gets a line for each damaged checkpoint, and for a damaged log. Raises UserError if the run cannot be resumed
+    with this recipe.
     """
-    last, passed_over = find_last(folder)
-    for line in passed_over:
+    last, skipped = find_last(folder)
+    for line in skipped:
         note(line)
     if last is None:
         if damage(folder) is None:
-            raise UserError(f"{folder}: has finished, and has no checkpoint left to go on from; take another --out")
-        if passed_over:
-            note("no whole checkpoint is left: the run begins again")
+            raise UserError(f"{folder}: has finished, and has no checkpoint left to resume from; name another --out")
+        if skipped:
+            note("no complete checkpoint is left: the run starts again")
         return None, []
     if step_of(last) > stage.max_steps:
         raise UserError(f"{last}: the run is already past {stage.name}.max_steps = {stage.max_steps}")
-    if (last / RECIPE).is_file():  # sealed with what it was trained by; the run's own can be edited
+    if (last / RECIPE).is_file():  # the sealed recipe that it was trained by; the run's own file can be edited
         changes_allowed(folder, stage.name, load_recipe(str(last / RECIPE), saved=True), recipe)
     metrics, damaged = metrics_until(folder, step_of(last), require_resumable(last), log_bound(stage.max_steps))
     if damaged:
-        note(f"{damaged}; written anew from {last}")
+        note(f"{damaged}; rewritten from {last}")
     return last, metrics
 
 
 def require_resumable(last: Path) -> list[Metrics]:
-    """The log up to that checkpoint, which holds it: one of an earlier version in trainer_state.json. Raises UserError
-    where the checkpoint holds what is not to be loaded."""
+    """The log that the checkpoint holds: its metrics.jsonl, or trainer_state.json in one of an earlier version.
+
+    Raises UserError if the checkpoint holds a file that must not be loaded.
+    """
     require_sound_folder(last)
     path = last / "trainer_state.json"
     state = read_json(path, log_bound(step_of(last)))
@@ -145,17 +146,17 @@ def require_resumable(last: Path) -> list[Metrics]:
     except ValidationError as error:
         problem = error.errors()[0]
         key = shortened(".".join(map(str, problem["loc"])), 100)
-        raise UserError(f"{path}: not a state of the Trainer: {key}: {problem['msg']}") from None
+        raise UserError(f"{path}: not a valid trainer state: {key}: {problem['msg']}") from None
     except KeyError:
-        raise UserError(f"{path}: not a state of the Trainer: log_history has a line without its step") from None
+        raise UserError(f"{path}: not a valid trainer state: log_history has a line without a step") from None
     if state["global_step"] != step_of(last):
-        raise UserError(f"{path}: is of step {state['global_step']}; its folder has been renamed; name it as it was")
+        raise UserError(f"{path}: is of step {state['global_step']}: the folder was renamed; give it its old name")
     return read_metrics(last, log_bound(step_of(last))) if is_own_file(last / METRICS) else history
 
 
 @cache
 def _saved_state() -> type[BaseModel]:
-    """What trainer_state.json may say: the Trainer itself takes values of any kind, and fails on them later."""
+    """The schema of trainer_state.json. The Trainer itself accepts values of any type and fails on them later."""
     from transformers import TrainerState
 
     kinds = get_type_hints(TrainerState) | {"train_batch_size": int, "stateful_callbacks": dict[str, Any]}

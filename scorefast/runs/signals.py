@@ -1,4 +1,4 @@
-"""What a command does on SIGINT, SIGTERM and SIGHUP. Imports no torch."""
+"""Handlers of SIGINT, SIGTERM and SIGHUP. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
 from scorefast.errors import Interrupted, StepDropped
 
-Handler = Callable[[int, FrameType | None], Any] | int | None
+Handler = Callable[[int, FrameType | None], object] | int | None
 HANG_UP = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
 
 
 @contextlib.contextmanager
 def leaving_on_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise Interrupted, so that what is half done is cleared away. One that is ignored (by nohup)
-    still is."""
+    """SIGTERM and SIGHUP raise Interrupted, so that unfinished work is cleaned up. A signal that is ignored, as under
+    nohup, stays ignored."""
 
     def leave(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
@@ -32,9 +31,12 @@ def leaving_on_signals() -> Iterator[None]:
 
 
 class StopOnSignal:
-    """The first SIGINT, SIGTERM or SIGHUP (a terminal that is closed) drops the step in the making, a second one leaves
-    at once; one that was ignored before (by nohup) still is. Before training begins there is nothing to save, and the
-    first one leaves. With several processes the step is ended, as all must agree."""
+    """Stop a run on SIGINT, SIGTERM or SIGHUP (a closed terminal).
+
+    The first signal drops the current step; a second one exits at once. Before training begins there is nothing to
+    save, so the first one exits. With several processes the current step is finished first, because all must agree. A
+    signal that was ignored before, as under nohup, stays ignored.
+    """
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -49,13 +51,13 @@ class StopOnSignal:
 
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._before.items():
-            signal.signal(signum, handler or signal.SIG_DFL)  # None: it was not Python that had set it
+            signal.signal(signum, handler or signal.SIG_DFL)  # None: the handler was not set from Python
 
     def begin(self, processes: int) -> None:
         self._training, self._alone = True, processes == 1
 
     def check(self) -> None:
-        """Raises StepDropped where a signal came, and no other process waits for the step."""
+        """Raise StepDropped if a signal arrived and no other process waits for the step."""
         if self.signum is not None and self._alone:
             raise StepDropped
 

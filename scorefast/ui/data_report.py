@@ -19,7 +19,7 @@ from scorefast.files.text import printable, shortened
 from scorefast.grading.reward import check_references, chosen_grader
 from scorefast.schema import GraderName
 from scorefast.ui.console import InertConsole
-from scorefast.ui.plots import pyplot_of_files
+from scorefast.ui.plots import load_pyplot
 from scorefast.ui.tables import percent
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _escaped(text: str) -> str:
 
 
 def _svg(draw: Callable[..., None], *content: Any) -> str:
-    pyplot = pyplot_of_files()
+    pyplot = load_pyplot()
     with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": "scorefast"}):
         figure = pyplot.figure(figsize=(9, 3), layout="constrained")
         draw(figure, *content)
@@ -132,7 +132,7 @@ def _draw_lengths(figure: Any, lengths: dict[str, list[int]], limits: dict[str, 
         axes.set(title=name, xlabel="tokens", ylabel="rows")
 
 
-def print_read(console: InertConsole, dataset: Dataset, grader: GraderName) -> None:
+def print_dataset(console: InertConsole, dataset: Dataset, grader: GraderName) -> None:
     """What was left out of a data set, and who grades it. Raises UserError where no row can ever be graded right."""
     for reason, count in dataset.dropped.items():
         first = next((row for row in dataset.dropped_rows if row.kind == reason), None)

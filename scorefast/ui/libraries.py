@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 
 from scorefast.errors import UserError
-from scorefast.runs.recipes import where_the_model_is
+from scorefast.runs.recipes import model_location
 from scorefast.schema import Recipe
 from scorefast.ui.console import InertConsole
 from scorefast.ui.streams import away_from_working_directory
@@ -25,7 +25,7 @@ ENVIRONMENT = {
 }
 
 
-def keep_libraries_at_home() -> None:
+def isolate_libraries() -> None:
     """Switch off the libraries' statistics, and their code from the hub and from the working directory. Call it before
     they are imported.
 
@@ -40,7 +40,7 @@ def keep_libraries_at_home() -> None:
 
 
 @contextlib.contextmanager
-def libraries_at_work(console: InertConsole, recipe: Recipe, *, dry_run: bool = False) -> Iterator[None]:
+def loaded_libraries(console: InertConsole, recipe: Recipe, *, dry_run: bool = False) -> Iterator[None]:
     """Import the libraries that the recipe needs. Their chatter goes to stderr, or nowhere with --quiet; stdout stays
     ours. On a dry run a backend that is missing is noted, and no error."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -67,6 +67,6 @@ def libraries_at_work(console: InertConsole, recipe: Recipe, *, dry_run: bool = 
             import transformers
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        if line := where_the_model_is(recipe.model.name):
+        if line := model_location(recipe.model.name):
             console.note(line)
         yield

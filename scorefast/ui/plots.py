@@ -11,7 +11,7 @@ from scorefast.files.atomic import write_file
 from scorefast.ui.streams import away_from_working_directory
 
 
-def pyplot_of_files() -> Any:
+def load_pyplot() -> Any:
     """matplotlib's, which draws into files."""
     with away_from_working_directory():
         import matplotlib
@@ -23,7 +23,7 @@ def pyplot_of_files() -> Any:
 
 def draw_learning_curve(metrics: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     """acc@t1 and acc@t2 over optimizer steps: sampled training batches (thin), greedy validation (bold)."""
-    pyplot = pyplot_of_files()
+    pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for turn, colour in (("t1", "tab:blue"), ("t2", "tab:orange")):
         batch = [(m["step"], m[f"acc_{turn}"]) for m in metrics if f"acc_{turn}" in m]

@@ -85,7 +85,7 @@ def terminal() -> TextIO:
     return BestEffortStream(sys.stderr.stream if isinstance(sys.stderr, Inert) else sys.stderr)  # type: ignore[return-value]
 
 
-def settle_in() -> None:
+def set_up_streams() -> None:
     """Once, as a command begins: all three streams are there, and none fails on a character that its encoding lacks.
 
     What cannot be written becomes \\uXXXX, which JSON reads back; what cannot be read becomes U+FFFD. What others write

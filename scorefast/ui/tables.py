@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scorefast.files.text import printable, shortened
-from scorefast.rl.monitor import what_to_turn
+from scorefast.rl.monitor import remedy
 from scorefast.stats import Graded, Interval, Result, wilson
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def print_before_and_after(console: Console, named: Sequence[tuple[str, Sequence
                 console.print(transcript(graded[i], name), end="")
 
 
-def print_signs(console: Console, metrics: Sequence[dict[str, Any]], stage: str) -> None:
+def print_warnings(console: Console, metrics: Sequence[dict[str, Any]], stage: str) -> None:
     """What went wrong in a run, and in which steps; nothing where nothing did."""
     found: dict[str, list[int]] = {}
     for line in metrics:
@@ -122,7 +122,7 @@ def print_signs(console: Console, metrics: Sequence[dict[str, Any]], stage: str)
                 found.setdefault(name.removeprefix("warning_"), []).append(line["step"])
     table = Table("", "steps", "first", "last", "what to turn", title="Warnings of this run", title_justify="left")
     for name, steps in found.items():
-        table.add_row(name, str(len(steps)), str(steps[0]), str(steps[-1]), what_to_turn(name, stage))
+        table.add_row(name, str(len(steps)), str(steps[0]), str(steps[-1]), remedy(name, stage))
     if found:
         console.print(table)
 
