@@ -315,7 +315,7 @@ def test_an_optimizer_or_scheduler_that_cannot_be_used_is_one_line(tmp_path, key
     said = done.stderr.splitlines()[-1]
     assert said.startswith(f"scorefast: stage1.{key}: {name} cannot be used here: ")
     assert why in said
-    assert "; take another, such as " in said
+    assert "; use another, such as " in said
     assert not list(tmp_path.iterdir())
 
 

@@ -405,7 +405,7 @@ def test_three_bad_steps_in_a_row_stop_the_run_and_name_its_last_checkpoint(tmp_
     job = begun(tmp_path / "run", "stage1.max_steps=9", "stage1.save_steps=1")
     trainer = trainer_of(job, [])
     trainer.reward_function = BadReward(3, 4, 6, 7, 8)
-    with pytest.raises(RunError, match=r"3 steps in a row came to nothing .*after step 8, .*checkpoint-7; begin again"):
+    with pytest.raises(RunError, match=r"3 steps in a row were skipped .*after step 8, .*checkpoint-7; start again"):
         trainer.train()
     assert [m["step"] for m in read_metrics(tmp_path / "run") if m.get("skipped")] == [3, 4, 6, 7, 8]
 

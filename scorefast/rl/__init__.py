@@ -1,1 +1,1 @@
-"""Training: an optimizer step (`step`), every method as coefficients (`objective`), and the Trainer that runs it."""
+"""Training: one optimizer step (`step`), its coefficients by method (`objective`), and the Trainer that runs it."""

@@ -1,4 +1,4 @@
-"""Both attempts at each question, graded."""
+"""Sample both attempts at each question and grade them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GradeReply = Callable[[str, Example], Grade]
 
 
 def evaluate(generate: Generate, chat: ChatFormat, examples: Sequence[Example], grade: GradeReply) -> list[Graded]:
-    """Both attempts at each question. `generate` decides how to decode; the reported figures are greedy."""
+    """Sample and grade both attempts at each question. `generate` sets the decoding; reported results are greedy."""
     first = first_attempts(generate, chat, examples)
     return grade_all(second_attempts(generate, chat, examples, first), grade)
 
@@ -30,8 +30,10 @@ def grade_all(trajectories: Sequence[Trajectory], grade: GradeReply) -> list[Gra
 def longest_conversation(
     chat: ChatFormat, examples: Iterable[Example], reply: int, given: Given = lambda e: ("", "")
 ) -> tuple[int, str]:
-    """(tokens of two turns at their longest, the question that needs so many). A reply takes `reply` tokens, or where
-    that is longer, those of the text that is given for it."""
+    """(upper bound of the tokens in two turns, the question with that bound).
+
+    A reply counts as `reply` tokens. given: texts of the two replies, by example; a longer text counts in full.
+    """
     worst, longest, correction = 0, "", len(chat.next_turn([]))
     for e in examples:
         replies = sum(max(reply, len(chat.reply(text))) if text else reply for text in given(e))
@@ -42,7 +44,8 @@ def longest_conversation(
 
 
 def require_room(needed: int, question: str, recipe: Recipe) -> None:
-    """Longer conversations would be cut silently further down. Raises UserError naming the longest question."""
+    """Raise UserError naming the longest question if its conversation exceeds model.max_seq_length. Without this check
+    the libraries truncate it silently."""
     if needed > recipe.model.max_seq_length:
         raise UserError(
             f"question {question[:60]!r}: needs up to {needed} tokens in two turns, model.max_seq_length is "

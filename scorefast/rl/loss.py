@@ -1,4 +1,4 @@
-"""The loss of a micro-batch: score_loss over its trained tokens."""
+"""The loss of a micro-batch: `score_loss` over its trained tokens."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from scorefast.schema import Recipe
 def micro_batch_loss(
     model: nn.Module, policy: Policy, inputs: dict[str, Tensor], recipe: Recipe
 ) -> tuple[Tensor, ScoreStats, Tensor]:
-    """(sum of the loss over trained tokens, their statistics, their turn (N,)). Hidden at t - 1 predicts token t."""
+    """(loss summed over the N trained tokens, their statistics, their turns (N,)).
+
+    inputs: the output of `collate`, each (B, T). The hidden state at position t - 1 predicts the token at position t.
+    The reference runs only if some KL coefficient is not 0. Raises RuntimeError if T exceeds model.max_seq_length.
+    """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    if ids.shape[1] > recipe.model.max_seq_length:  # Unsloth would cut it, with one warning
+    if ids.shape[1] > recipe.model.max_seq_length:  # Unsloth would truncate it with a warning
         raise RuntimeError(f"sequence of {ids.shape[1]} tokens, model.max_seq_length is {recipe.model.max_seq_length}")
-    trained = inputs["turn"][:, 1:] > 0
-    kl_coef = inputs["kl_coef"][:, 1:][trained]
+    trained = inputs["turn"][:, 1:] > 0  # (B, T - 1); N of them are true
+    kl_coef = inputs["kl_coef"][:, 1:][trained]  # (N,)
     hidden = last_hidden(model, ids, mask)[:, :-1][trained]  # (N, D)
-    ref_hidden = None
+    ref_hidden = None  # or (N, D)
     if bool((kl_coef != 0).any()):
         with policy.reference() as reference:
             ref_hidden = last_hidden(reference, ids, mask)[:, :-1][trained]

@@ -1,4 +1,4 @@
-"""Signs that a run goes wrong, read from its own metrics: what is seen, and what to turn. Imports no torch."""
+"""Detect signs of collapse in a run's metrics, and name a remedy for each. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-WINDOW = 5  # steps that a figure is averaged over, now and at the beginning
-SOLVED = 0.98  # where second attempts are this accurate, attempts that all look alike are no bad sign
+WINDOW = 5  # steps in each average: the last ones and the first ones of a run
+SOLVED = 0.98  # above this accuracy of second attempts, attempts that are all alike are not a warning
 
 NEEDED = {"truncated", "acc_t2", "changed", "edit_distance", "advantage_zero", "length_t2"}
-# What to turn, by sign; {stage} is the stage of the recipe.
-TURN = {
+# By sign; {stage} is the stage of the recipe.
+REMEDIES = {
     "cut": "raise rollout.max_new_tokens",
     "repeats": "raise {stage}.learning_rate or rollout.temperature; Stage II: raise stage2.alpha, or start it from a "
     "Stage I checkpoint with --from",
@@ -25,18 +25,18 @@ TURN = {
 
 
 def signs(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """{name: what is seen} in the last WINDOW on-policy steps of `history`, the lines of metrics.jsonl.
+    """{sign: one line on it} for the last WINDOW on-policy steps of `history`, the lines of metrics.jsonl.
 
-    repeats: second attempts are the first ones again; no_signal: the samples of a question are all rewarded alike;
-    narrow, wide: the entropy of sampling against that of the run's first steps; length: that of second attempts,
-    likewise; cut: attempts reach the length limit.
+    cut: attempts reach the length limit. repeats: second attempts repeat the first ones. no_signal: all samples of a
+    question have the same reward. narrow, wide: the sampling entropy, against that of the run's first WINDOW steps.
+    length: the length of second attempts, against the same steps.
     """
     steps = [m for m in history if "loss" in m and "acc_t2" in m and not m.get("skipped")]
     if len(steps) < WINDOW:
         return {}
     now, start = (_means(part) for part in (steps[-WINDOW:], steps[:WINDOW]))
     found: dict[str, str] = {}
-    if not now.keys() & start.keys() >= NEEDED:  # they were not finite, or the log is not of ours
+    if not now.keys() & start.keys() >= NEEDED:  # some metric was not finite or is missing
         return found
     if now["truncated"] > 0.2:
         found["cut"] = f"{now['truncated']:.0%} of attempts are cut off"
@@ -48,7 +48,8 @@ def signs(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         )
     if now["advantage_zero"] > 0.9:
         found["no_signal"] = (
-            f"{now['advantage_zero']:.0%} of samples have no advantage: their question's are all alike, or unrewarded"
+            f"{now['advantage_zero']:.0%} of samples have no advantage: all samples of their question have the same "
+            "reward, or none has one"
         )
     if len(steps) < 2 * WINDOW:
         return found
@@ -57,18 +58,19 @@ def signs(history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         if now["entropy"] < 0.1 * start["entropy"]:
             found["narrow"] = f"sampling has narrowed: {change}"
         if now["entropy"] > max(1.0, 3 * start["entropy"]):
-            found["wide"] = f"replies dissolve: {change}"
+            found["wide"] = f"sampling has become nearly random: {change}"
     if not start["length_t2"] / 3 <= now["length_t2"] <= 3 * start["length_t2"]:
         found["length"] = f"second attempts went from {start['length_t2']:.0f} to {now['length_t2']:.0f} tokens"
     return found
 
 
-def remedy(name: str, stage: str) -> str:
-    return TURN.get(name, "").format(stage=stage)
+def remedy(sign: str, stage: str) -> str:
+    """The keys to change, or an empty string for an unknown sign."""
+    return REMEDIES.get(sign, "").format(stage=stage)
 
 
 def consecutive_skips(history: Sequence[Mapping[str, Any]]) -> int:
-    """How many of the last steps were not taken."""
+    """The number of skipped steps at the end of `history`."""
     count = 0
     for line in reversed([m for m in history if "loss" in m]):
         if not line.get("skipped"):
@@ -78,7 +80,7 @@ def consecutive_skips(history: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _means(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Of every metric that each step has as a finite number."""
+    """The mean of every metric that is a finite number in all steps."""
     names = set.intersection(*(set(m) for m in steps))
     columns = {name: [m[name] for m in steps] for name in names}
     return {

@@ -1,10 +1,10 @@
-"""Every method as numbers per turn: what scales log p (pg) and what scales KL (kl) on the tokens of each attempt.
+"""Every method as two coefficients per turn: pg scales log p, and kl scales KL, on the tokens of each attempt.
 
-The loss of all of them is one sum over the tokens of a whole optimizer step,
+All methods have the same loss, a sum over the tokens of a whole optimizer step:
 
-    sum_t [ -pg_t * log p(y_t) + kl_t * KL(p_t || q_t) ] / (trajectories, or trained tokens),
+    sum_t [ -pg_t * log p(y_t) + kl_t * KL(p_t || q_t) ] / (trajectories, or trained tokens)
 
-and a coefficient is the same for every token of an attempt. With gamma = 0 an attempt is credited with its own
+All tokens of an attempt have the same coefficient. The discount gamma is 0, so an attempt is credited with its own
 turn's reward only: y1 with r1, y2 with the (shaped) r2.
 """
 
@@ -23,7 +23,7 @@ from scorefast.schema import OriginReward, Stage1, Stage2
 
 @dataclass(frozen=True)
 class TurnCoefficients:
-    """pg and kl, each (B, 2) float32: trajectory by turn."""
+    """pg and kl, each (B, 2) float32, trajectory by turn. A slice selects trajectories."""
 
     pg: Tensor
     kl: Tensor
@@ -38,11 +38,11 @@ def turn_rewards(
     second: Sequence[Grade],
     raw: Sequence[tuple[float | None, float | None]] | None = None,
 ) -> Tensor:
-    """(B, 2) float32: the reward each turn is credited with, before any baseline; NaN where none applies.
+    """(B, 2) float32: the reward of each turn before any baseline; NaN if no reward applies.
 
-    Stage I (arXiv 2409.12917, eq. 3) rewards the second attempt alone; Stage II (eq. 4) both, the second one shaped.
-    raw: (r1, r2) of a reward function; by default 1 for a correct attempt and 0 for another. None is a reward that does
-    not apply; neither does, then, an improvement over it or from it.
+    Stage I (arXiv 2409.12917, eq. 3) rewards the second attempt only: (0, r2). Stage II (eq. 4) rewards both attempts,
+    the second one shaped. raw: (r1, r2) of a reward function; default: 1 for a correct attempt, else 0. None means that
+    no reward applies; an improvement computed from it does not apply either.
     """
     pairs = list(zip(first, second, strict=True))
     rewards = [(float(g1.correct), float(g2.correct)) for g1, g2 in pairs]
@@ -58,28 +58,29 @@ def turn_rewards(
 
 
 def leave_one_out_advantage(rewards: Tensor, groups: Tensor) -> Tensor:
-    """RLOO: each reward minus the mean of the OTHER samples of its group (arXiv 2402.14740).
+    """RLOO: each reward minus the mean of the other samples of its group (arXiv 2402.14740).
 
-    A reward that is NaN does not apply: it is in no mean, and its own advantage is 0, as in TRL; so is that of a reward
-    whose group has no other. rewards (B, 2), groups (B,) int64 -> (B, 2). Raises ValueError where a group has a single
-    sample.
+    rewards (B, 2), groups (B,) int64 -> (B, 2). A NaN reward enters no mean, and its advantage is 0, as in TRL. The
+    advantage of the only reward in a group that is not NaN is 0 too. Raises ValueError if a group has one sample.
     """
     _, member, count = torch.unique(groups, return_inverse=True, return_counts=True)
     if bool((count < 2).any()):
         raise ValueError("leave_one_out_advantage: a group has one sample only, so there is no baseline for it")
-    applies = ~rewards.isnan()
+    applies = ~rewards.isnan()  # (B, 2)
     known = torch.where(applies, rewards, 0.0)
-    none = torch.zeros(len(count), rewards.shape[1], dtype=rewards.dtype)
-    total, n = none.index_add(0, member, known)[member], none.index_add(0, member, applies.to(rewards.dtype))[member]
+    zeros = torch.zeros(len(count), rewards.shape[1], dtype=rewards.dtype)  # (groups, 2)
+    total = zeros.index_add(0, member, known)[member]  # (B, 2): the sum of the group's rewards
+    n = zeros.index_add(0, member, applies.to(rewards.dtype))[member]  # (B, 2): how many there are
     advantage = known - (total - known) / (n - 1).clamp(min=1)
     return torch.where(applies & (n > 1), advantage, 0.0)
 
 
 def coefficients(stage: Stage1 | Stage2, advantages: Tensor) -> TurnCoefficients:
-    """advantages (B, 2) -> what multiplies log p and KL on the tokens of each turn.
+    """advantages (B, 2) -> the coefficients of log p and KL for each turn, where b1 = beta1 and b2 = beta2.
 
-    supervised: pg (0, 1), kl (b2, 0): cross-entropy on the second attempt, the first held near the reference;
-    Stage I:    pg (0, A2), kl (b2, b1);   Stage II: pg (A1, A2), kl (b1, b1).
+    supervised: pg (0, 1),   kl (b2, 0): cross-entropy on the second attempt, KL holds the first near the reference
+    Stage I:    pg (0, A2),  kl (b2, b1)
+    Stage II:   pg (A1, A2), kl (b1, b1)
     """
     b = len(advantages)
     if isinstance(stage, Stage2):
@@ -96,7 +97,7 @@ def paper_shaped(r1: float, r2: float, alpha: float) -> float:
 
 
 def origin_shaped(first: Grade, second: Grade, values: OriginReward) -> float:
-    """The origin's reward: what the second attempt did to the first decides, not its correctness alone."""
+    """The reward of the original project. It depends on how the second attempt changes the grade of the first."""
     if second.correct:
         return values.kept if first.correct else values.corrected
     if first.correct or second.score < first.score:

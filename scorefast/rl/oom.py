@@ -1,4 +1,4 @@
-"""Care for a device that runs out of memory: what is held at once is halved, and the work is done again."""
+"""Out of memory: halve the batch size and repeat the work."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ Result = TypeVar("Result")
 
 @dataclass
 class AutoBatchSize:
-    """How much is held at once. prompts: of a rollout. rows: trajectories of a micro-batch. note: is told of each
-    halving. last_saved: a sentence about the last checkpoint, for the line that ends the run."""
+    """Batch sizes that are halved when memory runs out.
+
+    prompts: prompts of a rollout that are decoded at once. rows: rows of a micro-batch in one forward and backward.
+    note: prints a line at each halving. last_saved: describes the last checkpoint, for the error that ends the run.
+    """
 
     prompts: int
     rows: int
     note: Callable[[str], None]
     last_saved: Callable[[], str]
 
-    def while_sampling(self, sample: Callable[[], Result]) -> Result:
-        """What `sample` returns, which reads `prompts` anew in each try."""
+    def retry_sampling(self, sample: Callable[[], Result]) -> Result:
+        """The result of `sample`, which reads `prompts` again in each attempt. Raises RunError at one prompt."""
         while True:
             try:
                 return sample()
@@ -34,9 +37,12 @@ class AutoBatchSize:
             clear_device_cache(garbage_collection=True)
             self.note(f"out of memory while sampling: from here on {self.prompts} prompts at once")
 
-    def while_training(self, train: Callable[[], Result], again: Callable[[], Result], *, alone: bool) -> Result:
-        """What `train` returns. Out of memory in the middle of a backward pass leaves a part of a gradient, so `again`
-        takes the whole step's gradient anew. Both read `rows`. alone: whether no other process waits for this one."""
+    def retry_training(self, train: Callable[[], Result], retrain: Callable[[], Result], *, alone: bool) -> Result:
+        """The result of `train`, or of `retrain` after memory ran out. Both read `rows`.
+
+        An error in the backward pass leaves a partial gradient, so `retrain` recomputes the gradient of the whole step.
+        alone: no other process waits for this one; otherwise the error ends the run. Raises RunError at one row.
+        """
         work = train
         while True:
             try:
@@ -46,10 +52,10 @@ class AutoBatchSize:
             self.rows = (self.rows + 1) // 2
             clear_device_cache(garbage_collection=True)
             self.note(f"out of memory: from here on {self.rows} trajectories at once; the loss stays the same")
-            work = again
+            work = retrain
 
     def _require_smaller(self, error: Exception, size: int) -> None:
-        """Raises `error` where memory is not its cause, RunError where nothing is left to halve."""
+        """Raise `error` if it is not out of memory, and RunError if the size cannot be halved."""
         if not should_reduce_batch_size(error):
             raise error
         if size == 1:

@@ -1,4 +1,4 @@
-"""The metrics of an optimizer step: of its rollout, its loss and its speed."""
+"""The metrics of an optimizer step: rollout, loss and speed."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from scorefast.stats import rates
 if TYPE_CHECKING:
     from scorefast.rl.step import Step
 
-# Metrics of the machine. Two equal runs do not share them.
+# Metrics that differ between two otherwise equal runs.
 TIMING_METRICS = {f"{part}_{what}" for part in ("rollout", "update") for what in ("seconds", "tokens_per_second")}
 TIMING_METRICS |= {"gpu_allocated_gb", "gpu_reserved_gb"}
 
 
 def rollout_metrics(step: Step, turns_sampled: int, seconds: float) -> dict[str, float]:
-    """Metrics of B trajectories. lengths in tokens, edit_distance in [0, 1] between the texts of the two attempts,
-    advantage_zero: the share of second attempts that have a reward and no advantage."""
+    """Metrics of the B trajectories of a rollout that took `seconds`.
+
+    length_t1, length_t2: mean tokens of an attempt. edit_distance: in [0, 1], between the texts of the two attempts.
+    advantage_zero: the share of rewarded second attempts whose advantage is 0.
+    """
     lengths = [(len(g.trajectory.first.ids), len(g.trajectory.second.ids)) for g in step.graded]
     length_t1, length_t2 = (sum(column) / len(lengths) for column in zip(*lengths, strict=True))
     metrics = {"length_t1": length_t1, "length_t2": length_t2}
-    if turns_sampled == 2:  # attempts that the data gives say nothing of the policy
-        given = [turn[~turn.isnan()] for turn in step.rewards.T]  # the rewards that apply
+    if turns_sampled == 2:  # attempts from the data do not measure the policy
+        given = [turn[~turn.isnan()] for turn in step.rewards.T]  # the rewards that apply, by turn
         texts = [(g.trajectory.first.text, g.trajectory.second.text) for g in step.graded]
         distances = [Levenshtein.normalized_distance(first, second) for first, second in texts]
         metrics = {
@@ -47,18 +50,18 @@ def rollout_metrics(step: Step, turns_sampled: int, seconds: float) -> dict[str,
 
 @dataclass
 class StepRecord:
-    """What is known of the optimizer step in the making."""
+    """The current optimizer step: its metrics so far, and its micro-batches."""
 
     rollout: dict[str, float] = field(default_factory=dict)
-    problem: str | None = None  # why the step must not be taken
-    batches: list[Batch] = field(default_factory=list)  # whose gradient has been taken
+    problem: str | None = None  # why the step must be skipped
+    batches: list[Batch] = field(default_factory=list)  # micro-batches whose gradient is computed
     trajectories: int = 0
-    sums: dict[str, float] = field(default_factory=dict)  # of the loss's statistics, over tokens
-    tokens: dict[str, int] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)  # statistics of the loss, summed over tokens
+    tokens: dict[str, int] = field(default_factory=dict)  # the number of tokens in each sum
     update_began: float = field(default_factory=time.perf_counter)
 
     def add_loss(self, stats: ScoreStats, turn: Tensor, trajectories: int) -> None:
-        """Statistics of N tokens of so many trajectories. turn: (N,). A statistic that the loss did not need is NaN."""
+        """Add the statistics of N tokens. turn: (N,). A statistic is NaN on tokens where the loss did not need it."""
         self.trajectories += trajectories
         found = {"entropy": stats.entropy}
         if stats.kl is not None:
@@ -69,20 +72,20 @@ class StepRecord:
                 self.tokens[name] = self.tokens.get(name, 0) + len(measured)
 
     def forget_loss(self) -> None:
-        """The gradient is taken again from the first micro-batch on."""
+        """Reset the statistics of the loss, before the step's gradient is recomputed."""
         self.trajectories, self.sums, self.tokens = 0, {}, {}
 
     def metrics(self) -> dict[str, float]:
-        """Of rollout and loss: entropy in nats a token, KL in nats a reply."""
+        """Metrics of rollout and loss: entropy in nats per token, KL in nats per reply."""
         kl = {name: total / self.trajectories for name, total in self.sums.items() if name != "entropy"}
         entropy = {"entropy": self.sums["entropy"] / self.tokens["entropy"]} if "entropy" in self.sums else {}
         return self.rollout | entropy | kl
 
     def speed(self) -> dict[str, float]:
-        """Of the update that ends now: forward, backward and optimizer, over all tokens of the trajectories.
+        """Speed of the update that ends now: forward, backward and optimizer, over all tokens of the trajectories.
 
-        gpu_allocated_gb, gpu_reserved_gb: the most of the card that tensors took since the process began, and that
-        torch held for them, in 10^9 bytes.
+        gpu_allocated_gb, gpu_reserved_gb: the peak of torch's allocated and reserved GPU memory since the process
+        began, in 10^9 bytes.
         """
         seconds = time.perf_counter() - self.update_began
         tokens = sum(int(batch["attention_mask"].sum()) for batch in self.batches)
@@ -93,5 +96,5 @@ class StepRecord:
         return {"update_seconds": seconds, "update_tokens_per_second": tokens / seconds} | gpu
 
     def highest_kl(self) -> float:
-        """Of the two turns, in nats a token."""
+        """The larger mean KL of the two turns, in nats per token; 0 if none was measured."""
         return max((self.sums[n] / self.tokens[n] for n in ("kl_t1", "kl_t2") if n in self.sums), default=0.0)

@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it, and how it is interrupted."""
+"""The interface through which a run reports its progress and is interrupted."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from scorefast.stats import Graded
 
 
 class Reporter:
-    """Silent, and never interrupts. A terminal's is `scorefast.ui.training.TerminalReporter`."""
+    """Prints nothing and never interrupts. `scorefast.ui.training.TerminalReporter` writes to a terminal."""
 
     stopped_by: int | None = None  # the number of the signal that asked the run to stop
 
     def begin(self, processes: int) -> None:
-        """Training begins: from here on there is something to save before a signal ends the run."""
+        """Training begins. From here on, a signal ends the run only after a checkpoint is saved."""
 
     def interrupt(self) -> None:
-        """Called between micro-batches and between sampled tokens. Raises StepDropped to drop the step."""
+        """Called between micro-batches and between sampled tokens. Raise StepDropped to drop the step."""
 
     def note(self, line: str) -> None:
-        """One line for the user."""
+        """Print one line for the user."""
 
     def show(self, step: int, graded: Sequence[Graded]) -> None:
-        """The attempts of a step's rollout."""
+        """Show attempts of a step's rollout."""
 
     def count(self, done: int, due: int) -> None:
-        """So many replies are written, of how many."""
+        """Report that `done` of `due` replies are sampled."""
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """The metrics of a step or of a validation."""
+        """Report the metrics of a step or of a validation."""

@@ -1,4 +1,4 @@
-"""Two attempts at each question: what the model is asked, and what it writes."""
+"""Roll out two attempts at each question: the prompts, and the replies of the model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scorefast.model.policy import Policy
 from scorefast.rl.trajectory import Attempt, Trajectory, attempt, data_attempt
 from scorefast.schema import Rollout, Stage1, Stage2
 
-# Prompts in, the new tokens of each out (closing token included where one was sampled).
+# Token ids of prompts in; the new token ids of each out, with the closing token if it was sampled.
 Generate = Callable[[Sequence[list[int]]], list[list[int]]]
 RollOut = Callable[[Generate, ChatFormat, Sequence[Example]], list[Trajectory]]
 
@@ -26,7 +26,7 @@ def generator(
     on_token: Callable[[], None] | None = None,
     on_replies: Callable[[int], None] = lambda count: None,
 ) -> Generate:
-    """`generate` with the settings of a recipe. temperature 0 is greedy. batch_size: by default the recipe's."""
+    """`generate` with the settings of a recipe. temperature 0 is greedy. batch_size: default, the recipe's."""
     return partial(
         generate,
         policy,
@@ -39,10 +39,10 @@ def generator(
 
 
 def roll_out(stage: Stage1 | Stage2) -> RollOut:
-    """How a stage makes its trajectories, one for each example: repeat an example to sample it more than once.
+    """The rollout function of a stage: one trajectory per example. Repeat an example to sample it more than once.
 
-    On-policy: the model writes both attempts. Supervised: the second attempt is the data's correct answer, and the
-    first one is sampled or the data's original answer.
+    On-policy: the model writes both attempts. Supervised: the second attempt is the data's correct answer; the first
+    is sampled, or it is the data's original answer.
     """
     if stage.on_policy:
         return two_turn_rollout
@@ -68,19 +68,20 @@ def first_attempts(generate: Generate, chat: ChatFormat, examples: Sequence[Exam
 def second_attempts(
     generate: Generate, chat: ChatFormat, examples: Sequence[Example], first: Sequence[Attempt]
 ) -> list[Trajectory]:
-    """The correction turn after each given first attempt, and what the model then writes."""
+    """Append the correction turn to each first attempt and sample the second attempt."""
     replies = generate([chat.prompt(e.question, y1.ids) for e, y1 in zip(examples, first, strict=True)])
-    return [_joined(chat, e, y1, attempt(chat, y2)) for e, y1, y2 in zip(examples, first, replies, strict=True)]
+    return [_trajectory(chat, e, y1, attempt(chat, y2)) for e, y1, y2 in zip(examples, first, replies, strict=True)]
 
 
 def supervised_trajectories(
     chat: ChatFormat, examples: Sequence[Example], first: Sequence[Attempt]
 ) -> list[Trajectory]:
     """Trajectories whose second attempt is the data's correct answer."""
-    return [_joined(chat, e, y1, data_attempt(chat, e.correct_answer)) for e, y1 in zip(examples, first, strict=True)]
+    seconds = [data_attempt(chat, e.correct_answer) for e in examples]
+    return [_trajectory(chat, e, y1, y2) for e, y1, y2 in zip(examples, first, seconds, strict=True)]
 
 
-def _joined(chat: ChatFormat, example: Example, first: Attempt, second: Attempt) -> Trajectory:
+def _trajectory(chat: ChatFormat, example: Example, first: Attempt, second: Attempt) -> Trajectory:
     retold = chat.prompt(example.question, first.ids) if chat.retells else None
     prompt, bridge = chat.first_turn(example.question), chat.next_turn(first.ids)
     return Trajectory(example, prompt, first, bridge, second, retold)

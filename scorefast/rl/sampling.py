@@ -1,4 +1,4 @@
-"""The policy's own attempts, seeded by step and process, with as many prompts at once as memory allows."""
+"""Sample attempts from the policy, seeded by step and process, with as many prompts at once as memory allows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scorefast.schema import Rollout, Stage1, Stage2
 
 @dataclass
 class Sampler:
-    """Rolls out the policy. seconds: what the last call of `trajectories` took."""
+    """Rolls out the policy. seconds: the duration of the last call of `trajectories`."""
 
     policy: Policy
     rollout: Rollout
@@ -31,8 +31,8 @@ class Sampler:
     seconds: float = 0.0
 
     def trajectories(self, examples: Sequence[Example], step: int, rank: int) -> list[Trajectory]:
-        """One for each example. Samples depend on seed, step and process alone: a resumed run draws what the unbroken
-        one would have."""
+        """One trajectory per example. The random state depends only on seed, step and rank, so a resumed run draws the
+        same samples as an uninterrupted one."""
 
         def sample() -> list[Trajectory]:
             with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -41,12 +41,12 @@ class Sampler:
                 return self.roll_out(generate, self.policy.chat, examples)
 
         began = time.perf_counter()
-        sampled = self.auto_batch.while_sampling(sample)
+        sampled = self.auto_batch.retry_sampling(sample)
         self.seconds = time.perf_counter() - began
         return sampled
 
     def generate(self, temperature: float, due: int) -> Generate:
-        """temperature 0 is greedy. due: how many replies are to be written with it."""
+        """A `Generate` function. temperature 0 is greedy. due: the number of replies that will be sampled with it."""
         done = 0
 
         def count(replies: int) -> None:

@@ -1,4 +1,4 @@
-"""The checkpoints of a run and its result, each whole or not there."""
+"""Save the checkpoints and the result of a run, each complete or not at all."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from scorefast.runs.model_card import model_card
 from scorefast.runs.owner import Owner
 from scorefast.schema import Recipe, Stage1, Stage2
 
-WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # torch.save and safetensors have errors of their own
+WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # the last two: from safetensors and torch.save
 
 
 @dataclass
 class Checkpoints:
-    """Of one run, in the folder of its owner. note: is told what could not be written."""
+    """The checkpoints of one run, in the folder of `owner`. note: prints a line on what could not be written."""
 
     policy: Policy
     recipe: Recipe
@@ -41,7 +41,7 @@ class Checkpoints:
     owner: Owner
     log_file: LogFile
     note: Callable[[str], None]
-    owed: bool = False  # the last one could not be written, so the next step writes one
+    save_pending: bool = False  # the last save failed, so the next step saves again
 
     @property
     def folder(self) -> Path:
@@ -49,25 +49,28 @@ class Checkpoints:
 
     @property
     def work(self) -> Path:
-        """A hidden folder beside them: what is whole is renamed out of it."""
+        """A hidden folder in the run's folder. A checkpoint is written here, then renamed to its place."""
         return self.folder / WORK
 
     def save(self, step: int, write: Callable[[], None], *, alone: bool) -> None:
-        """checkpoint-STEP, of what `write` writes into `work`. Where that fails, the last one stays, the run goes
-        on, and the next step tries again. alone: no other process waits for this one; else the error is raised."""
+        """Save checkpoint-STEP from the files that `write` puts into `work`.
+
+        If that fails, the previous checkpoint stays, the run continues, and the next step tries again. alone: no other
+        process waits for this one; otherwise the error is raised.
+        """
         target = self.folder / f"checkpoint-{step}"
         try:
             self.log_file.flush()
             self.owner.confirm()
-            remove_folder(target)  # a damaged one, or none
+            remove_folder(target)  # if it exists, it is damaged
             with written_whole(target, self.work, self.note) as beside:
                 write()
                 write_file(beside / METRICS, self.log_file.text())
-            self.owed = False
+            self.save_pending = False
         except WRITE_ERRORS as error:
             if not alone:
                 raise
-            self.owed = True
+            self.save_pending = True
             again = "" if step == self.stage.max_steps else ", to be tried again after the next step"
             self.note(f"{target}: not saved{again}: {_reason(error, self.folder)}")
             return
@@ -77,7 +80,7 @@ class Checkpoints:
             self.note(f"{self.folder}: an old checkpoint was not deleted: {_reason(error, self.folder)}")
 
     def save_result(self) -> None:
-        """The trained policy, into the run's own folder. Raises RunError where it cannot be written."""
+        """Save the trained policy into the run's folder. Raises RunError if it cannot be written."""
         try:
             self.log_file.flush()
             self.owner.confirm()
@@ -97,29 +100,29 @@ class Checkpoints:
             raise RunError(f"a weight is not finite after step {step}; {self.last_saved()}")
 
     def last_step(self) -> int | None:
-        """Of the newest whole checkpoint."""
+        """The step of the newest complete checkpoint."""
         last, _ = find_last(self.folder)
         return step_of(last) if last else None
 
     def last_saved(self) -> str:
         if not self.folder.is_dir():
-            return "the folder is gone: put it back, and give the same command with --resume"
+            return "the folder is gone: put it back, and repeat the command with --resume"
         last, _ = find_last(self.folder)
         return f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
 
 
 def _reason(error: BaseException, folder: Path) -> str:
-    """torch.save says of a full disk no more than that a stream failed: then the room that is left tells."""
-    told = getattr(error, "strerror", None)
-    if told or not folder.exists():
-        return str(told or one_line(error))
+    """The cause of a failed write. torch.save reports a full disk as a failed stream, so free space is added to it."""
+    cause = getattr(error, "strerror", None)
+    if cause or not folder.exists():
+        return str(cause or one_line(error))
     return f"{one_line(error)} ({shutil.disk_usage(folder).free / 2**20:,.1f} MiB are free there)"
 
 
 @contextmanager
 def resuming(checkpoint: str | None) -> Iterator[None]:
-    """What fails inside becomes one line: a checkpoint that was sealed anew can hold anything. (No pickle in it is run:
-    it is read with weights_only.)"""
+    """Turn any error inside into a UserError, except out of memory. A checkpoint that was sealed again can hold
+    anything; it is loaded with weights_only, which runs no pickle code."""
     try:
         yield
     except Exception as error:
@@ -130,7 +133,7 @@ def resuming(checkpoint: str | None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RandomState:
-    """The state of every random generator: of Python, NumPy, torch and each CUDA device."""
+    """The state of all random generators: Python, NumPy, torch and each CUDA device."""
 
     of_python: tuple[object, ...]
     of_numpy: dict[str, object] | tuple[str, NDArray[np.uint32], int, int, float]

@@ -1,4 +1,4 @@
-"""What a run does when: the order of its questions, how a step is cut, and the Trainer's own settings."""
+"""The order of a run's questions, the micro-batch size, and the Trainer's arguments."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from scorefast.schema import Recipe, Stage1, Stage2
 
 
 class QuestionOrder(Dataset[int]):
-    """The whole run's order of questions, each repeated for its samples: slot i -> index of the question.
+    """The order of questions in the whole run, each repeated `stage.samples` times: slot i -> index of the question.
 
-    A pure function of the seed: question q of step s is the same however a run is cut into micro-batches,
-    resumed or prolonged. Questions are shuffled anew for each pass over the data.
+    The order depends only on the seed, not on the micro-batch size, on resuming or on max_steps. Questions are
+    reshuffled for each pass over the data.
     """
 
     def __init__(self, questions: int, stage: Stage1 | Stage2, seed: int):
@@ -35,9 +35,9 @@ class QuestionOrder(Dataset[int]):
 
 
 def micro_batch_size(stage: Stage1 | Stage2, processes: int = 1) -> int:
-    """The largest size up to the recipe's that cuts a process's share of a step evenly.
+    """The largest size, at most the recipe's, that divides the trajectories of one process in a step.
 
-    Raises UserError where a step cannot be shared evenly between processes.
+    Raises UserError if the trajectories of a step cannot be divided evenly among the processes.
     """
     share, rest = divmod(stage.trajectories, processes)
     if rest:

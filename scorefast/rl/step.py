@@ -1,6 +1,11 @@
-"""What an optimizer step does: sample, grade, reward, advantage, coefficients, batches. Read it from top to bottom.
+"""One optimizer step: sample, grade, reward, advantage, coefficients, batches. `make_step` reads from top to bottom.
 
-Both stages, and the supervised baseline, are this one function; `objective` holds what differs between them.
+The Trainer then minimizes, over all tokens t of the step's attempts,
+
+    loss = sum_t [ -pg_t * log p(y_t) + kl_t * KL(p_t || q_t) ] / normalizer
+
+where p is the policy and q the reference. Both stages and the supervised baseline use this one function; they differ
+in the rewards and in the coefficients pg and kl (`objective`).
 """
 
 from __future__ import annotations
@@ -25,12 +30,12 @@ from scorefast.schema import Recipe, Stage1, Stage2
 from scorefast.stats import Graded
 
 NOT_FINITE = "a reward is not finite"
-RewardPair = tuple[float | None, float | None]  # of the two attempts; None where the function does not apply
+RewardPair = tuple[float | None, float | None]  # (r1, r2); None if the function does not apply to the attempt
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that share a step. gather: (n, ...) -> (processes * n, ...), in the order of ranks."""
+    """The processes that share a step. rank: of this one. gather: (n, ...) -> (processes * n, ...), in rank order."""
 
     rank: int = 0
     gather: Callable[[Tensor], Tensor] = lambda tensor: tensor
@@ -40,8 +45,9 @@ class Processes:
 class Step:
     """One optimizer step of this process: B trajectories.
 
-    rewards, advantages: (B, 2) float32, trajectory by turn. normalizer: what the sum of the loss is divided by, counted
-    over all processes. problem: why the step must not be taken, or None.
+    graded: trajectories and grades, B of them. rewards, advantages: (B, 2) float32, trajectory by turn. batches: the
+    micro-batches, in order. normalizer: () int64, the divisor of the loss, counted over all processes. problem: why the
+    step must be skipped, or None.
     """
 
     graded: list[Graded]
@@ -64,27 +70,30 @@ def make_step(
     reward_function: RewardFunction | None = None,
     processes: Processes | None = None,
 ) -> Step:
-    """examples: B of them, a question's K samples in a row. questions: (B,) int64, the same number for the same
-    question. micro_batch: trajectories that are trained on at once."""
+    """Sample B trajectories and make the micro-batches that the Trainer trains on.
+
+    examples: B of them; the K samples of a question are adjacent. questions: (B,) int64, the number of each example's
+    question. sample: one trajectory per example. micro_batch: trajectories per micro-batch.
+    """
     processes = processes or Processes()
 
-    trajectories = sample(examples)
+    trajectories = sample(examples)  # B of them
     graded = grade_all(trajectories, partial(grade_example, grader=recipe.reward.grader))
 
-    raw = None  # where no function is named, grades are the reward
+    raw = None  # without a reward function, the grades are the reward
     if reward_function is not None and stage.on_policy:
-        raw = _called(reward_function, trajectories, chat)
-    rewards = turn_rewards(stage, [g.first for g in graded], [g.second for g in graded], raw)
+        raw = _call_reward_function(reward_function, trajectories, chat)
+    rewards = turn_rewards(stage, [g.first for g in graded], [g.second for g in graded], raw)  # (B, 2)
 
-    advantages, problem = torch.zeros_like(rewards), None
+    advantages, problem = torch.zeros_like(rewards), None  # (B, 2)
     if stage.on_policy:
         finite = raw is None or all(r is None or math.isfinite(r) for pair in raw for r in pair)
         advantages, problem = _advantages(rewards, questions, finite, processes)
 
-    weights = coefficients(stage, advantages)
+    coefs = coefficients(stage, advantages)  # pg and kl, (B, 2) each
     pad = chat.tokenizer.pad_token_id
-    cuts = [slice(i, i + micro_batch) for i in range(0, len(trajectories), micro_batch)]
-    batches = [collate(trajectories[cut], weights[cut], pad) for cut in cuts]
+    slices = [slice(i, i + micro_batch) for i in range(0, len(trajectories), micro_batch)]
+    batches = [collate(trajectories[rows], coefs[rows], pad) for rows in slices]  # tensors of (rows, T)
 
     count = len(trajectories)
     if stage.normalize == "token":
@@ -93,8 +102,10 @@ def make_step(
     return Step(graded, rewards, advantages, batches, normalizer, problem)
 
 
-def _called(function: RewardFunction, trajectories: Sequence[Trajectory], chat: ChatFormat) -> list[RewardPair]:
-    """(r1, r2) of a function in TRL's signature; each call sees the conversation that its attempt was written in."""
+def _call_reward_function(
+    function: RewardFunction, trajectories: Sequence[Trajectory], chat: ChatFormat
+) -> list[RewardPair]:
+    """(r1, r2) of a reward function with TRL's signature. Its prompts are the conversation before each attempt."""
     examples = [t.example for t in trajectories]
     first, second = [t.first.text for t in trajectories], [t.second.text for t in trajectories]
     asked = [[chat.asked(e.question)] for e in examples]
@@ -105,10 +116,12 @@ def _called(function: RewardFunction, trajectories: Sequence[Trajectory], chat: 
 
 
 def _advantages(rewards: Tensor, questions: Tensor, finite: bool, processes: Processes) -> tuple[Tensor, str | None]:
-    """(advantages of this process's rewards, why there are none). A question's samples may be spread over processes, so
-    the baseline is taken over all of them."""
-    everyone, groups = processes.gather(rewards), processes.gather(questions)
-    if not finite or everyone.isinf().any():
+    """(advantages (B, 2), why there are none or None). rewards: (B, 2). questions: (B,).
+
+    The samples of a question can be spread over processes, so the baseline uses the rewards of all processes.
+    """
+    all_rewards, groups = processes.gather(rewards), processes.gather(questions)  # (processes * B, 2), (processes * B,)
+    if not finite or all_rewards.isinf().any():
         return torch.zeros_like(rewards), NOT_FINITE
     own = slice(processes.rank * len(rewards), (processes.rank + 1) * len(rewards))
-    return leave_one_out_advantage(everyone, groups)[own], None
+    return leave_one_out_advantage(all_rewards, groups)[own], None

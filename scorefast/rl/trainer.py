@@ -1,23 +1,27 @@
-"""One transformers.Trainer for both stages: `step` makes the batches of an optimizer step, the loop trains on them.
+"""A transformers.Trainer for both stages: `step.make_step` makes the micro-batches, the Trainer's loop trains on them.
 
-The parent owns the loop, the optimizer, the scheduler and the state of a checkpoint. This adapter gives it batches and
-their loss, and hands memory, numbers, log and files to `AutoBatchSize`, `StepRecord`, `LogFile` and `Checkpoints`.
+The parent class owns the loop, the optimizer, the scheduler and the checkpoint format. An optimizer step calls these
+overrides in order: `get_batch_samples` (rollout), `training_step` and `compute_loss` for each micro-batch,
+`_get_grad_norm` (skips a bad step), `log`, `_save_checkpoint`. They delegate memory, metrics, log and files to
+`AutoBatchSize`, `StepRecord`, `LogFile` and `Checkpoints`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.data.data_collator import DataCollator
 from transformers.trainer_callback import PrinterCallback
 
+from scorefast.data.example import Example
 from scorefast.errors import RunError
 from scorefast.grading.function import load_reward
 from scorefast.grading.reward import grade_example
@@ -43,7 +47,7 @@ from scorefast.runs.owner import Owner
 from scorefast.schema import StageName
 from scorefast.stats import rates
 
-MAX_CONSECUTIVE_SKIPS = 3  # steps in a row that come to nothing before a run stops
+MAX_CONSECUTIVE_SKIPS = 3  # a run stops after so many skipped steps in a row
 
 
 class ScoreTrainer(Trainer):
@@ -58,17 +62,17 @@ class ScoreTrainer(Trainer):
         roll_out: RollOut | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ):
-        """owner: of the job's folder, asked before each write. metrics: the log up to the step that is resumed from.
-        roll_out: how trajectories are made, by default as the stage does."""
+        """owner: checked before each write into the job's folder. metrics: the log up to the resumed step.
+        roll_out: makes the trajectories; default, the stage's own."""
         recipe, stage = job.recipe, job.stage
         arguments = training_arguments(recipe, stage, job.folder, validate=bool(job.validation))
         self.micro_batch = micro_batch_size(stage, arguments.world_size)
         arguments.per_device_train_batch_size = self.micro_batch
-        arguments._n_gpu = 1  # several cards are for torchrun: DataParallel would replicate the patched forward
+        arguments._n_gpu = 1  # no DataParallel, which would replicate the patched forward; torchrun uses all GPUs
         arguments.gradient_accumulation_steps = stage.trajectories // (self.micro_batch * arguments.world_size)
         self.policy, self.recipe, self.stage = policy, recipe, stage
         self.questions, self.validation = job.train, job.validation
-        seed = 2 * recipe.seed + (stage.name == "stage2")  # the stages neither ask nor sample in the same order
+        seed = 2 * recipe.seed + (stage.name == "stage2")  # the stages differ in question order and samples
         self.reward_function = load_reward(recipe.reward.function) if recipe.reward.function else None
         self.reporter, owner = reporter or Reporter(), owner or Owner(job.folder)
         self.log_file = LogFile(owner, self.reporter.note, metrics)
@@ -82,27 +86,27 @@ class ScoreTrainer(Trainer):
         super().__init__(
             model=policy.model,
             args=arguments,
-            data_collator=cast(Any, list),  # batches of question indices: tensors are made after the rollout
+            data_collator=cast(DataCollator, list),  # a batch is a list of question indices; `collate` makes tensors
             train_dataset=QuestionOrder(len(job.train), stage, seed),
-            eval_dataset=cast(Any, job.validation) or None,
+            eval_dataset=cast("Dataset[Example]", job.validation) or None,
             processing_class=policy.tokenizer,
-            callbacks=[_Hooks(self.log_file, self.checkpoints, self.reporter), *callbacks],
+            callbacks=[_RunCallback(self.log_file, self.checkpoints, self.reporter), *callbacks],
         )
         self.remove_callback(PrinterCallback)
-        # The loss below is divided by the whole step's normaliser; the Trainer must not divide it again.
+        # compute_loss divides by the normalizer of the whole step; the Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
 
-    # --- where batches come from -------------------------------------------------------------------------------
+    # --- batches -----------------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Dataset[int] | None = None) -> SequentialSampler:
-        return SequentialSampler(cast(Any, train_dataset if train_dataset is not None else self.train_dataset))
+        return SequentialSampler(cast(Sized, train_dataset if train_dataset is not None else self.train_dataset))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[int]], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Tensor]:
-        """One optimizer step: its questions in, its weighted micro-batches and the normaliser of their loss out."""
-        indices = [index for _ in range(num_batches) for index in next(epoch_iterator)]  # the first draws a number
-        if self._resumed_from is not None:
+        """Roll out one optimizer step: question indices in, micro-batches and the normalizer of their loss out."""
+        indices = [index for _ in range(num_batches) for index in next(epoch_iterator)]  # B of them
+        if self._resumed_from is not None:  # only now: the first `next` draws a random number
             with resuming(self._resumed_from):
                 super()._load_rng_state(self._resumed_from)
             self._resumed_from = None
@@ -123,7 +127,7 @@ class ScoreTrainer(Trainer):
         self.step = StepRecord(rollout_metrics(step, self.stage.turns_sampled, self.sampler.seconds), step.problem)
         return step.batches, step.normalizer.to(device)
 
-    # --- their loss --------------------------------------------------------------------------------------------
+    # --- loss and gradient -------------------------------------------------------------------------------------
 
     def compute_loss(
         self,
@@ -132,58 +136,58 @@ class ScoreTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """score_loss over the trained tokens of a micro-batch, divided by the whole step's normaliser."""
+        """The loss of a micro-batch, summed over its trained tokens and divided by the normalizer of the whole step."""
         assert num_items_in_batch is not None
         loss, stats, turn = micro_batch_loss(model, self.policy, inputs, self.recipe)
-        trajectories = int((inputs["turn"] == 2).any(1).sum())  # every trajectory has one such row
+        trajectories = int((inputs["turn"] == 2).any(1).sum())  # every trajectory has one row with a second attempt
         self.step.add_loss(stats, turn, trajectories)
-        # DDP averages gradients over processes; the normaliser already counts all of them.
+        # DDP averages gradients over processes, but the normalizer already counts all of them.
         return loss * self.args.world_size / num_items_in_batch
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """A micro-batch's gradient, in as many pieces as memory asks for."""
+        """Accumulate the gradient of a micro-batch, in as many pieces as memory requires."""
         self.reporter.interrupt()
         self.step.batches.append(inputs)
 
         def gradient(batch: Batch) -> Tensor:
             rows, size = len(batch["input_ids"]), self.auto_batch.rows
             pieces = [{name: t[i : i + size] for name, t in batch.items()} for i in range(0, rows, size)]
-            take = super(ScoreTrainer, self).training_step
-            return torch.stack([take(model, piece, num_items_in_batch) for piece in pieces]).sum()
+            backward = super(ScoreTrainer, self).training_step
+            return torch.stack([backward(model, piece, num_items_in_batch) for piece in pieces]).sum()
 
-        def whole_step_again() -> Tensor:
+        def whole_step() -> Tensor:
             model.zero_grad()
             self.step.forget_loss()
             return [gradient(batch) for batch in self.step.batches][-1]
 
         alone = self.args.world_size == 1
-        loss = self.auto_batch.while_training(partial(gradient, inputs), whole_step_again, alone=alone)
+        loss = self.auto_batch.retry_training(partial(gradient, inputs), whole_step, alone=alone)
         if bool(loss.isfinite()):
             return loss
         self.step.problem = self.step.problem or "the loss is not finite"
-        return torch.zeros_like(loss)  # the Trainer's running sum would stay NaN for ever
+        return torch.zeros_like(loss)  # a NaN would stay in the Trainer's running sum
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Where the Trainer looks at a gradient last. That of a step gone bad is taken away: the optimizer then changes
-        neither weights nor its own state."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
+        """The gradient norm. If the step is bad, drop its gradient: the optimizer then changes neither the weights nor
+        its own state. This is the Trainer's last call before the optimizer."""
+        norm: Tensor | float = super()._get_grad_norm(model, grad_norm=grad_norm)
         if not math.isfinite(float(norm)):
             self.step.problem = self.step.problem or "the gradient is not finite"
         if self.step.highest_kl() > self.stage.max_kl:
             self.step.problem = self.step.problem or f"KL is above {self.stage.name}.max_kl"
         bad = torch.tensor(self.step.problem is not None, device=self.args.device)
         if bool(self.accelerator.gather(bad).any()):
-            self.step.problem = self.step.problem or "another process had a bad number"
+            self.step.problem = self.step.problem or "another process skips the step"
             model.zero_grad()
         return norm
 
-    # --- what is evaluated and logged --------------------------------------------------------------------------
+    # --- validation and log ------------------------------------------------------------------------------------
 
-    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Greedy two-turn accuracy on the validation split (never the test split)."""
+    def evaluate(self, *args: object, metric_key_prefix: str = "eval", **kwargs: object) -> dict[str, float]:
+        """Greedy two-turn accuracy on the validation split, never on the test split."""
         grade = partial(grade_example, grader=self.recipe.reward.grader)
         due = 2 * len(self.validation)
-        graded = self.auto_batch.while_sampling(
+        graded = self.auto_batch.retry_sampling(
             lambda: evaluate(self.sampler.generate(0.0, due), self.policy.chat, self.validation, grade)
         )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in rates(graded).items()}
@@ -192,25 +196,25 @@ class ScoreTrainer(Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Not into the Trainer's own state: metrics.jsonl is the log."""
+        """Log to metrics.jsonl, not to the Trainer's state. Raises RunError after too many skipped steps in a row."""
         if "loss" in logs:
-            known = (self.step, self.log_file, self.reporter)
-            logs.update(_metrics_of_step(*known, self.stage.name, self.state.global_step, logs))
+            step = self.state.global_step
+            logs.update(_step_metrics(self.step, self.log_file, self.reporter, self.stage.name, step, logs))
         super().log(logs, start_time)
         self.state.log_history = []
-        if "loss" in logs and (lost := monitor.consecutive_skips(self.log_file.lines)) >= MAX_CONSECUTIVE_SKIPS:
+        if "loss" in logs and (skips := monitor.consecutive_skips(self.log_file.lines)) >= MAX_CONSECUTIVE_SKIPS:
             raise RunError(
-                f"{lost} steps in a row came to nothing ({self.step.problem}); stopped after step "
-                f"{self.state.global_step}, {self.checkpoints.last_saved()}; begin again from there with a lower "
+                f"{skips} steps in a row were skipped ({self.step.problem}); stopped after step "
+                f"{self.state.global_step}, {self.checkpoints.last_saved()}; start again from there with a lower "
                 f"{self.stage.name}.learning_rate"
             )
 
-    # --- what is saved and resumed -----------------------------------------------------------------------------
+    # --- checkpoints and resuming ------------------------------------------------------------------------------
 
-    def _get_output_dir(self, trial: Any = None) -> str:
-        return str(self.checkpoints.work)  # the parent writes beside; what is whole is renamed into the run
+    def _get_output_dir(self, trial: object = None) -> str:
+        return str(self.checkpoints.work)  # the parent writes here; a complete checkpoint is renamed into the run
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: object = None) -> None:
         def write() -> None:
             self.accelerator.wait_for_everyone()
             super(ScoreTrainer, self)._save_checkpoint(model, trial)
@@ -222,16 +226,16 @@ class ScoreTrainer(Trainer):
         else:
             write()
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:
         self.checkpoints.write_policy(Path(output_dir or str(self.args.output_dir)))
 
     def save_last_step(self) -> None:
-        """After a step that was dropped: a checkpoint of the run as its last finished step left it."""
+        """After a dropped step, save a checkpoint of the state at the end of the last finished step."""
         if self.state.global_step not in (0, self.checkpoints.last_step()):
             self._random_state.restore()
             self._save_checkpoint(self.policy.model)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with resuming(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -239,37 +243,37 @@ class ScoreTrainer(Trainer):
         with resuming(checkpoint):
             new = [dict(group) for group in self.optimizer.param_groups] if self.optimizer else []
             super()._load_optimizer_and_scheduler(checkpoint)
-            if checkpoint is not None:
+            if checkpoint is not None and self.optimizer is not None:
                 require_compatible_state(new, self.optimizer)
         self._resumed_from = checkpoint
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Not here: `get_batch_samples` does it, before the first step's rewards."""
+        """Does nothing: `get_batch_samples` loads the random state, right before the first rollout."""
 
 
-def _metrics_of_step(
+def _step_metrics(
     record: StepRecord, log_file: LogFile, reporter: Reporter, stage: StageName, step: int, logs: Metrics
 ) -> Metrics:
-    """What is known of a step beside the Trainer's own `logs`, and signs that the run goes wrong."""
+    """The metrics of a step that the Trainer's own `logs` lack, with one per sign of collapse. Notes new signs."""
     found: Metrics = record.metrics() | record.speed()
     if record.problem:
         found |= {"loss": math.nan, "skipped": 1.0}
         reporter.note(f"step {step} is skipped: {record.problem}")
-    for name, seen in monitor.signs([*log_file.lines, logs | found]).items():
-        found[f"warning_{name}"] = 1.0
-        if f"warning_{name}" not in log_file.names:
-            reporter.note(f"step {step}: {seen}; {monitor.remedy(name, stage)}")
+    for sign, line in monitor.signs([*log_file.lines, logs | found]).items():
+        found[f"warning_{sign}"] = 1.0
+        if f"warning_{sign}" not in log_file.names:
+            reporter.note(f"step {step}: {line}; {monitor.remedy(sign, stage)}")
     return found
 
 
-class _Hooks(TrainerCallback):
-    """The Trainer's events, for the log and the reporter."""
+class _RunCallback(TrainerCallback):
+    """Passes the Trainer's events to the log and the reporter, and stops the loop after a signal."""
 
     def __init__(self, log_file: LogFile, checkpoints: Checkpoints, reporter: Reporter):
         self.log_file, self.checkpoints, self.reporter = log_file, checkpoints, reporter
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if state.is_world_process_zero:
             self.log_file.begin()
@@ -280,21 +284,23 @@ class _Hooks(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         if not logs or "train_runtime" in logs:
             return
-        self.log_file.add(state.global_step, logs)  # in every process: signs are looked for in it
+        self.log_file.add(state.global_step, logs)  # in every process: `monitor` reads it
         if state.is_world_process_zero:
             self.log_file.flush()
         self.reporter.log(state.global_step, logs)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """All processes agree on a signal that one of them got."""
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Stop all processes if one of them received a signal, and save if a checkpoint is due."""
         stop = torch.tensor(self.reporter.stopped_by or 0, device=args.device)
         if args.world_size > 1:
             torch.distributed.all_reduce(stop, torch.distributed.ReduceOp.MAX)
         if stop:
             self.reporter.stopped_by = int(stop)
             control.should_training_stop = True
-        control.should_save = control.should_save or self.checkpoints.owed or bool(stop)
+        control.should_save = control.should_save or self.checkpoints.save_pending or bool(stop)

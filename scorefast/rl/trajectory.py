@@ -1,4 +1,4 @@
-"""Two-turn trajectories: token ids exactly as sampled, and which turn each of them belongs to."""
+"""Two-turn trajectories: token ids exactly as sampled, and the turn of each token."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from scorefast.model.chat_format import ChatFormat
 
 @dataclass(frozen=True)
 class Attempt:
-    """ids: as sampled. text: what is graded and shown, without the thoughts before it; empty where these never close.
-    truncated: cut by the length limit, or inside a thought; it is graded as it stands."""
+    """One reply of the model.
+
+    ids: token ids as sampled. text: the answer that is graded and shown, without the thoughts before it; empty if the
+    thoughts never close. truncated: cut by the length limit, or inside a thought; it is graded nevertheless.
+    """
 
     ids: list[int]
     text: str
@@ -21,8 +24,11 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """prompt, first attempt, bridge (the correction turn), second attempt. retold: the second attempt's whole prompt,
-    where the template writes the first attempt otherwise into it than it was sampled."""
+    """Both attempts at one question, with the tokens between them.
+
+    prompt: token ids of turn 1. bridge: token ids of the correction turn. retold: the second attempt's whole prompt, if
+    the chat template rewrites the first attempt in it; otherwise None.
+    """
 
     example: Example
     prompt: list[int]
@@ -33,9 +39,9 @@ class Trajectory:
 
     @property
     def sequences(self) -> tuple[tuple[tuple[int, list[int]], ...], ...]:
-        """What the model is trained on: one sequence, or where the first attempt is retold, one for each attempt.
+        """The training sequences: one for the trajectory, or one per attempt if the first attempt is retold.
 
-        Each is a row of (turn, ids): turn 0 is context, 1 and 2 are the tokens of the attempts.
+        A sequence is a tuple of (turn, ids). Turn 0 is context; 1 and 2 are the tokens of the attempts.
         """
         first = ((0, self.prompt), (1, self.first.ids))
         if self.retold is None:
@@ -44,10 +50,11 @@ class Trajectory:
 
 
 def attempt(chat: ChatFormat, ids: list[int]) -> Attempt:
+    """The attempt with these sampled token ids."""
     thoughts, answer = chat.answer(ids)
     return Attempt(ids, answer or "", answer is None or not ids or ids[-1] not in chat.end_tokens, thoughts)
 
 
 def data_attempt(chat: ChatFormat, text: str) -> Attempt:
-    """A reply that stands in the data, as token ids."""
+    """An attempt whose text comes from the data."""
     return attempt(chat, chat.reply(text))
