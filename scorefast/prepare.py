@@ -136,7 +136,7 @@ def fill_with(writer: Checkpoint | None, recipe: Recipe, console: InertConsole) 
         nonlocal done
         done += replies
         if pulse.due():
-            pulse.said()
+            pulse.reset()
             console.note(f"{done} first attempts written")
 
     @cache

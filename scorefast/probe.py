@@ -1,27 +1,38 @@
-"""Does the second attempt read the first? Turn 2 again, with the first attempt replaced."""
+"""Probe whether the second attempt reads the first, by replacing the first attempt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 from scorefast.data.example import Example
 from scorefast.model.chat_format import ChatFormat
 from scorefast.rl.evaluate import GradeReply, grade_all
 from scorefast.rl.rollout import Generate, first_attempts, second_attempts
 from scorefast.rl.trajectory import Attempt, attempt
-from scorefast.stats import wilson
+from scorefast.stats import Interval, wilson
+
+
+class Rate(TypedDict):
+    """right_after: the share that is right after turn 2, None if n is 0. ci95: its Wilson interval."""
+
+    right_after: float | None
+    ci95: Interval
+    n: int
+
+
+ProbeRates = dict[str, Rate]  # by the kind of replacement
 
 
 def probe(
     greedy: Generate, sample: Generate, chat: ChatFormat, examples: Sequence[Example], grade: GradeReply
-) -> dict[str, dict[str, Any]]:
-    """Does the second attempt READ the first? Turn 2 again, with the first attempt replaced.
+) -> ProbeRates:
+    """Run turn 2 with four replacements of the first attempt; returns how often it is right after each.
 
-    correct: by the data's correct answer (how often is right kept right?); wrong: by a wrong attempt sampled from the
-    same model for the same question (how often is it fixed?); unrelated: by the greedy attempt at another question;
-    empty: by an empty reply. All four are measured on the same questions, those for which one of 8 samples is wrong.
-    If `unrelated` and `empty` equal `wrong`, the model answers anew without reading.
+    correct: the data's correct answer; the rate is how often right stays right. wrong: a wrong attempt that the same
+    model sampled for the same question; the rate is how often it is fixed. unrelated: the greedy attempt at another
+    question. empty: an empty reply. All four use the same questions, those for which one of 8 samples is wrong. If
+    `unrelated` and `empty` equal `wrong`, the model answers again without reading its first attempt.
     """
     wrong = _sampled_wrong(sample, chat, examples, grade)
     asked = [e for e in examples if e.id in wrong]
@@ -32,7 +43,7 @@ def probe(
         "unrelated": own[1:] + own[:1] if len(asked) > 1 else [],
         "empty": [_given(chat, "") for _ in asked],
     }
-    rates = {}
+    rates: ProbeRates = {}
     for kind, attempts in given.items():
         graded = grade_all(second_attempts(greedy, chat, asked[: len(attempts)], attempts), grade)
         right, n = sum(g.second.correct for g in graded), len(graded)
@@ -47,6 +58,7 @@ def _given(chat: ChatFormat, text: str) -> Attempt:
 def _sampled_wrong(
     sample: Generate, chat: ChatFormat, examples: Sequence[Example], grade: GradeReply, tries: int = 8
 ) -> dict[str, Attempt]:
+    """The first of up to `tries` samples that is wrong, by the id of its question."""
     wrong: dict[str, Attempt] = {}
     for _ in range(tries):
         left = [e for e in examples if e.id not in wrong]

@@ -141,7 +141,7 @@ def test_it_is_said_whether_it_fits_and_what_to_turn(capsys):
     print_memory(Console(width=200), plan(generated=4000), "Some Card", 10**6)
     said = capsys.readouterr().out
     assert "Some Card has 0.00 GB" in said
-    assert "It does not fit. Lower, or set: rollout.batch_size (" in said
+    assert "It does not fit. Lower or set: rollout.batch_size (" in said
     print_memory(Console(width=200), plan(), "Some Card", 10**12)
     assert "does not fit" not in capsys.readouterr().out
 
@@ -176,7 +176,7 @@ def test_dry_run_prints_the_plan_of_a_model_that_is_not_here(tmp_path):
     environment = os.environ | {"PYTHONPATH": f"{NO_NETWORK}{os.pathsep}{REPOSITORY}"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "not to be run here: model.load_in_4bit: bitsandbytes is not installed here" in done.stderr
+    assert "cannot run here: model.load_in_4bit: bitsandbytes is not installed here" in done.stderr
     assert "2,614,341,888 parameters" in done.stderr
     assert "KV cache" in done.stderr
     assert not list(tmp_path.iterdir())

@@ -1,1 +1,1 @@
-"""What a user sees and types: options, console, tables, progress, plots."""
+"""The terminal: command-line options, console, tables, progress and plots."""

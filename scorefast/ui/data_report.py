@@ -1,4 +1,4 @@
-"""What `prepare` says of its data, in lines and as one HTML page. Imports no torch."""
+"""The report of `prepare` on its data: lines on the terminal, and one HTML page. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +24,16 @@ from scorefast.ui.plots import load_pyplot
 from scorefast.ui.tables import percent
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from scorefast.prepare import Prepared
 
-CONTROL = ("⟦", "⟧")  # around what is a control token for the model, and not text
+Manifest = dict[str, Any]  # the content of manifest.json
+CONTROL = ("⟦", "⟧")  # mark a control token, which the model does not read as text
 
 
 def print_prepared(console: Console, done: Prepared) -> None:
-    """What a manifest says, in lines; then the prompts of one row as the model gets them."""
+    """Print the manifest as lines, then the prompts of one row as the model gets them."""
     for line in prepared_lines(done.manifest):
         console.print(line, soft_wrap=True)
     for title, pieces in done.preview:
@@ -41,7 +45,8 @@ def print_prepared(console: Console, done: Prepared) -> None:
         console.print(text, soft_wrap=True)
 
 
-def prepared_lines(manifest: dict[str, Any]) -> list[str]:
+def prepared_lines(manifest: Manifest) -> list[str]:
+    """The manifest as lines of text."""
     kept, read, measured = manifest["rows_kept"], manifest["rows_read"], manifest["rows_measured"]
     splits = ", ".join(f"{n} {name}" for name, n in manifest["splits"].items())
     lines = [f"{kept} of {read} rows kept: {splits}"]
@@ -49,7 +54,7 @@ def prepared_lines(manifest: dict[str, Any]) -> list[str]:
     if manifest["near_duplicates_kept"]:
         lines.append(f"near duplicates within a split, kept: {manifest['near_duplicates_kept']} pairs")
     if measured < kept:
-        lines.append(f"the rest was measured on {measured} rows, those with the smallest hashes:")
+        lines.append(f"measured on a sample of {measured} rows, those with the smallest hashes:")
     for name, n in manifest["token_lengths"].items():
         lines.append(f"tokens of {name}: median {n['p50']}, 95 % {n['p95']}, 99 % {n['p99']}, longest {n['max']}")
     lines += [f"too long: {n} rows with {reason}" for reason, n in manifest["too_long"].items() if n]
@@ -59,24 +64,25 @@ def prepared_lines(manifest: dict[str, Any]) -> list[str]:
         authors = ", ".join(f"{n} by {author}" for author, n in first["by"].items())
         lines.append(f"original answers: {first['given']} ({authors}); right already: {rate} %")
     for row in first.get("examples", ()):
-        told = " ".join(row["original_answer"].split())
+        answer = " ".join(row["original_answer"].split())
         outcome = "right" if row["correct"] else "unsure, so wrong" if row["unsure"] else "wrong"
-        lines.append(f"read, for {row['correct_answer']!r}: {shortened(told, 80)!r} is {outcome}: {row['reason']}")
+        lines.append(f"read, for {row['correct_answer']!r}: {shortened(answer, 80)!r} is {outcome}: {row['reason']}")
     lines.append("graders: " + ", ".join(f"{name} for {n} rows" for name, n in manifest["graders"].items()))
     return lines
 
 
 def write_data_report(done: Prepared, path: Path) -> None:
-    """The manifest as one HTML page without scripts or links: counts, plots, the preview; data is escaped."""
+    """Write the manifest as one HTML page without scripts or links: counts, plots and the preview. Data is escaped."""
     manifest = done.manifest
     body = [f"<h1>{_escaped(manifest['source'])}</h1>", "<ul>"]
     body += [f"<li>{_escaped(line)}</li>" for line in prepared_lines(manifest)]
-    body += ["</ul>", "<h2>Where the rows went</h2>", _svg(_draw_rows, manifest)]
+    body += ["</ul>", "<h2>Where the rows went</h2>", _svg(partial(_draw_rows, manifest=manifest))]
     if done.lengths:
-        body += ["<h2>Lengths in tokens</h2>", _svg(_draw_lengths, done.lengths, done.limits)]
-        body.append("<p>Dashed: the most that the recipe in force leaves room for.</p>")
+        draw = partial(_draw_lengths, lengths=done.lengths, limits=done.limits)
+        body += ["<h2>Lengths in tokens</h2>", _svg(draw)]
+        body.append("<p>Dashed: the longest that fits with this recipe.</p>")
     if done.preview:
-        body.append("<h2>One row as the model gets it</h2><p>Marked: control tokens. All else is text.</p>")
+        body.append("<h2>One row as the model gets it</h2><p>Marked: control tokens. Everything else is text.</p>")
     for title, pieces in done.preview:
         marked = (f"<b>{_escaped(t)}</b>" if control else _escaped(t) for t, control in pieces)
         body.append(f"<h3>{_escaped(title)}</h3><pre>{''.join(marked)}</pre>")
@@ -100,18 +106,19 @@ def _escaped(text: str) -> str:
     return html.escape(printable(text))
 
 
-def _svg(draw: Callable[..., None], *content: Any) -> str:
+def _svg(draw: Callable[[Figure], None]) -> str:
+    """What `draw` puts on a figure, as an <svg> element."""
     pyplot = load_pyplot()
     with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": "scorefast"}):
         figure = pyplot.figure(figsize=(9, 3), layout="constrained")
-        draw(figure, *content)
+        draw(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
         pyplot.close(figure)
     return buffer.getvalue().split("\n", 3)[-1]  # without the XML and doctype lines
 
 
-def _draw_rows(figure: Any, manifest: dict[str, Any]) -> None:
+def _draw_rows(figure: Figure, manifest: Manifest) -> None:
     counts = {f"{name} split": n for name, n in manifest["splits"].items()} | manifest["dropped"]
     axes = figure.subplots()
     colours = ["tab:blue"] * len(manifest["splits"]) + ["tab:red"] * len(manifest["dropped"])
@@ -124,7 +131,7 @@ def _draw_rows(figure: Any, manifest: dict[str, Any]) -> None:
     axes.set(xlabel="rows")
 
 
-def _draw_lengths(figure: Any, lengths: dict[str, list[int]], limits: dict[str, int]) -> None:
+def _draw_lengths(figure: Figure, lengths: dict[str, list[int]], limits: dict[str, int]) -> None:
     shown = {name: n for name, n in lengths.items() if n}
     for axes, (name, n) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
         axes.hist(n, bins=min(40, max(n) - min(n) + 1), color="tab:blue")
@@ -133,7 +140,7 @@ def _draw_lengths(figure: Any, lengths: dict[str, list[int]], limits: dict[str, 
 
 
 def print_dataset(console: InertConsole, dataset: Dataset, grader: GraderName) -> None:
-    """What was left out of a data set, and who grades it. Raises UserError where no row can ever be graded right."""
+    """Print what was left out of a data set, and its graders. Raises UserError if no row can ever be graded right."""
     for reason, count in dataset.dropped.items():
         first = next((row for row in dataset.dropped_rows if row.kind == reason), None)
         where = f" (first: {first.file}:{first.line})" if first and first.line else ""

@@ -1,4 +1,7 @@
-"""The heavy libraries at work: offline by default, silent where asked, and away from stdout. Imports no torch."""
+"""Import the heavy libraries without telemetry, without code from elsewhere, and without output on stdout.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +21,19 @@ from scorefast.ui.streams import away_from_working_directory
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_VERBOSITY": "error",  # it would tell of every attempt to reach the hub
-    "DISABLE_SAFETENSORS_CONVERSION": "1",  # asked of the hub, where a model has no safetensors
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",  # drawn with control characters, which are not obeyed
-    "PYTHONSAFEPATH": "1",  # for processes that libraries start: nothing comes from the working directory
+    "HF_HUB_VERBOSITY": "error",  # otherwise it logs every attempt to reach the hub
+    "DISABLE_SAFETENSORS_CONVERSION": "1",  # otherwise the hub is asked to convert a model without safetensors
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",  # their control characters would be printed visibly
+    "PYTHONSAFEPATH": "1",  # processes that libraries start import nothing from the working directory
 }
 
 
 def isolate_libraries() -> None:
-    """Switch off the libraries' statistics, and their code from the hub and from the working directory. Call it before
-    they are imported.
+    """Disable the libraries' telemetry, and code from the hub or the working directory. Call this before their import.
 
-    Where a package `kernels` is installed, bitsandbytes fetches a kernel during its import (on CPUs with AVX512-BF16),
-    and transformers fetches what a model's config names. Where none is, bitsandbytes warns. Python takes a module that
-    is None for one that is not installed.
+    If the package `kernels` is installed, bitsandbytes downloads a kernel during its import (on CPUs with AVX512-BF16),
+    and transformers downloads what a model's config names. A module that is None counts as not installed.
+    bitsandbytes warns about that, so its logger is silenced.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -41,8 +43,8 @@ def isolate_libraries() -> None:
 
 @contextlib.contextmanager
 def loaded_libraries(console: InertConsole, recipe: Recipe, *, dry_run: bool = False) -> Iterator[None]:
-    """Import the libraries that the recipe needs. Their chatter goes to stderr, or nowhere with --quiet; stdout stays
-    ours. On a dry run a backend that is missing is noted, and no error."""
+    """Import the libraries that the recipe needs. Their output goes to stderr, or nowhere with --quiet, never to
+    stdout. On a dry run, a missing backend is a note and not an error."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with contextlib.ExitStack() as stack:
         noise = stack.enter_context(open(os.devnull, "w", encoding="utf-8")) if console.quiet else sys.stderr
@@ -60,10 +62,10 @@ def loaded_libraries(console: InertConsole, recipe: Recipe, *, dry_run: bool = F
                     resolve_backend(recipe.model)
                 else:
                     import_backend(recipe.model)
-            except UserError as lack:
+            except UserError as error:
                 if not dry_run:
                     raise
-                console.note(f"not to be run here: {lack}")
+                console.note(f"cannot run here: {error}")
             import transformers
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""The options that several commands share. Imports no torch."""
+"""Options that several commands share. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ SOURCES = "CSV, TSV, JSON, JSONL or Parquet file (also .gz, .zst), a folder of t
 
 DataOption = Annotated[str, typer.Option("--data", help=f"{SOURCES}; or a folder made by `prepare`.")]
 ColumnsOption = Annotated[
-    str | None, typer.Option("--columns", help="Your names for ours, e.g. question=problem,correct_answer=answer.")
+    str | None, typer.Option("--columns", help="Your column names, e.g. question=problem,correct_answer=answer.")
 ]
 OnErrorOption = Annotated[
     str | None, typer.Option("--on-error", help="stop (at more than 1 % bad rows; the default) or skip.")
 ]
 RewardOption = Annotated[
     str | None,
-    typer.Option("--reward", help="module:function or file.py:function, TRL's signature; for the grader's 0 or 1."),
+    typer.Option(
+        "--reward",
+        help="Reward function with TRL's signature, as module:function or file.py:function; replaces the grader's "
+        "0 or 1.",
+    ),
 ]
 GraderOption = Annotated[
     str | None, typer.Option("--grader", help=f"{', '.join(get_args(GraderName))}; default: the recipe's.")
@@ -31,16 +35,16 @@ GraderOption = Annotated[
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A .yaml file or the name of a shipped recipe.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key, e.g. stage2.alpha=5.")]
 OutOption = Annotated[
-    Path | None, typer.Option("--out", help="Folder to make; default: a new one under runs/.", readable=False)
+    Path | None, typer.Option("--out", help="Folder to create; default: a new one under runs/.", readable=False)
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Overrides the recipe's seed.")]
 FromOption = Annotated[str | None, typer.Option("--from", help="Checkpoint to start from; default: the base model.")]
 ResumeOption = Annotated[
     bool,
-    typer.Option("--resume", help="Continue the run in --out after its last checkpoint, or begin it."),
+    typer.Option("--resume", help="Continue the run in --out after its last checkpoint, or start it."),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and plan; load no model.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Print only errors to stderr.")]
 
 
 def overrides(
@@ -51,7 +55,7 @@ def overrides(
     grader: str | None,
     reward: str | None = None,
 ) -> list[str]:
-    """All flags that change the recipe, as `--set` has them. Raises UserError naming the flag."""
+    """All flags that change the recipe, in the form of `--set`. Raises UserError naming the flag."""
     found = list(set_ or [])
     for pair in (columns or "").split(","):
         ours, equals, theirs = pair.partition("=")
@@ -66,7 +70,7 @@ def overrides(
     if grader is not None:
         found.append(f"reward.grader={grader_name(grader)}")
     if reward is not None:
-        found.append(f"reward.function={json.dumps(_whole_path(reward))}")
+        found.append(f"reward.function={json.dumps(_with_absolute_path(reward))}")
     return found + ([f"seed={seed}"] if seed is not None else [])
 
 
@@ -84,7 +88,7 @@ def export_format(text: str) -> ExportFormat:
     return next(name for name in names if name == text)
 
 
-def _whole_path(reward: str) -> str:
-    """Of `file.py:function` the whole path, so that a run can be continued from another folder."""
-    where, _, function = reward.rpartition(":")
-    return f"{Path(where).expanduser().resolve()}:{function}" if where.endswith(".py") else reward
+def _with_absolute_path(reward: str) -> str:
+    """`file.py:function` with an absolute path, so that a run can be resumed from another directory."""
+    file, _, function = reward.rpartition(":")
+    return f"{Path(file).expanduser().resolve()}:{function}" if file.endswith(".py") else reward

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, elsewhere a line now and then. Imports no torch."""
+"""Progress of long work: a bar on a terminal, elsewhere a line at most once a minute. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ SILENCE = 60  # seconds
 
 
 class Pulse:
-    """Whether work that goes on should say so: nothing was said for a minute."""
+    """`due` is true once nothing was printed for SILENCE seconds."""
 
     def __init__(self) -> None:
-        self.said()
+        self.reset()
 
-    def said(self) -> None:
+    def reset(self) -> None:
+        """Something was printed."""
         self.last = time.monotonic()
 
     def due(self) -> bool:
@@ -29,8 +30,8 @@ class Pulse:
 
 @contextlib.contextmanager
 def counting(console: Console, what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Call what it gives with the number of replies that have come: a bar with ETA, without a terminal now and then a
-    line."""
+    """Yields a function to call with the number of new replies. It moves a bar with ETA; without a terminal it prints a
+    line at most once a minute."""
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         MofNCompleteColumn(),
@@ -47,7 +48,7 @@ def counting(console: Console, what: str, total: int | None = None) -> Iterator[
         done += count
         bar.advance(task, count)
         if not console.is_terminal and pulse.due():
-            pulse.said()
+            pulse.reset()
             console.print(f"{what}: {done}{f' of {total}' if total else ''} replies")
 
     with bar:
@@ -56,7 +57,7 @@ def counting(console: Console, what: str, total: int | None = None) -> Iterator[
 
 @contextlib.contextmanager
 def byte_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar of bytes read, on a terminal. Call what it gives with the bytes read so far and in all."""
+    """Yields a function to call with the bytes read so far and their total. It moves a bar on a terminal."""
     columns = (TextColumn("reading"), BarColumn(bar_width=20), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("reading")

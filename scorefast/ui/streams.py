@@ -1,4 +1,4 @@
-"""stdin, stdout and stderr of a command: safe to write to. Imports no torch."""
+"""Make stdin, stdout and stderr of a command safe to use. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO, cast
+from types import TracebackType
+from typing import NoReturn, TextIO, cast
 
 from rich.file_proxy import FileProxy
 
 from scorefast.files.text import printable, shortened
 from scorefast.runs.processes import TORCHRUN
 
-LAUNCHERS = (*TORCHRUN, "ACCELERATE_", "FORK_LAUNCHED", "HF_", "MV2_", "OMPI_", "PMI_")  # how their variables begin
+LAUNCHERS = (*TORCHRUN, "ACCELERATE_", "FORK_LAUNCHED", "HF_", "MV2_", "OMPI_", "PMI_")  # prefixes of variables
 
-LONGEST_MESSAGE = 1000  # characters of a library's warning
+LONGEST_MESSAGE = 1000  # characters of a warning or a log message of a library
 
 
 class BestEffortStream(io.TextIOBase):
-    """A text stream whose failures are of no account: a run does not end because nobody reads what it says, be the
-    terminal closed, the pipe broken, or the disk full that the log is on."""
+    """A text stream that ignores write errors. A closed terminal, a broken pipe or a full disk does not end a run."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError, ValueError):  # the latter where it is closed
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
             self.stream.write(text)
         return len(text)
 
@@ -54,22 +54,21 @@ class BestEffortStream(io.TextIOBase):
         return self.stream.encoding
 
 
-class Inert(BestEffortStream, FileProxy):
-    """stderr to everybody but our consoles, which write to the stream below it: to libraries, warnings, logs and
-    tracebacks. It is no terminal to them, so none colours its text, and a control character is written visibly.
+class InertStream(BestEffortStream, FileProxy):
+    """stderr for libraries, warnings, logs and tracebacks. scorefast's own consoles write to the stream below it.
 
-    It is a FileProxy because rich puts one of its own, which obeys escapes, in the place of any other stream while it
-    shows a bar.
+    It reports that it is not a terminal, so that no library colours its text, and it makes control characters visible.
+    It is a FileProxy because rich replaces any other stream, while it shows a bar, by a proxy that interprets escapes.
     """
 
     def __init__(self, stream: TextIO):
         BestEffortStream.__init__(self, stream)
 
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(name)  # FileProxy would give what the stream below has
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(name)  # FileProxy would return the attribute of the stream below
 
     @property
-    def rich_proxied_file(self) -> Inert:  # type: ignore[override]
+    def rich_proxied_file(self) -> InertStream:  # type: ignore[override]
         return self
 
     def write(self, text: str) -> int:
@@ -81,46 +80,48 @@ class Inert(BestEffortStream, FileProxy):
 
 
 def terminal() -> TextIO:
-    """stderr for a console that writes escapes of its own alone."""
-    return BestEffortStream(sys.stderr.stream if isinstance(sys.stderr, Inert) else sys.stderr)  # type: ignore[return-value]
+    """stderr for a console, which writes only its own escapes."""
+    return BestEffortStream(sys.stderr.stream if isinstance(sys.stderr, InertStream) else sys.stderr)  # type: ignore[return-value]
 
 
 def set_up_streams() -> None:
-    """Once, as a command begins: all three streams are there, and none fails on a character that its encoding lacks.
+    """Open the three streams if they are closed, and make them safe for any character. Call this once per command.
 
-    What cannot be written becomes \\uXXXX, which JSON reads back; what cannot be read becomes U+FFFD. What others write
-    to stderr is inert: a warning and a message of a log are one line of bounded length, a traceback is indented. A
-    variable of a launcher that is empty counts as one that is not set: accelerate and huggingface_hub fail on some.
+    A character that the encoding lacks is written as \\uXXXX, which JSON reads back, and read as U+FFFD. Text of
+    libraries on stderr is inert: a warning or a log message is one line of bounded length, and a traceback is indented.
+    Empty variables of launchers are removed, because accelerate and huggingface_hub fail on some of them.
     """
     for name in ("stdin", "stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by who called, as with 2>&-
+        if stream is None:  # closed by the caller, as with 2>&-
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace" if name == "stdin" else ESCAPED)
-    if not isinstance(sys.stderr, Inert):
-        sys.stderr = cast(TextIO, Inert(sys.stderr))
-    warnings.formatwarning = cast(Any, _one_line_warning)
+    if not isinstance(sys.stderr, InertStream):
+        sys.stderr = cast(TextIO, InertStream(sys.stderr))
+    warnings.formatwarning = _one_line_warning
     logging.setLogRecordFactory(_OneLineRecord)
     if sys.excepthook is sys.__excepthook__:
-        sys.excepthook = _tell
+        sys.excepthook = _print_traceback
     if threading.excepthook is threading.__excepthook__:
-        threading.excepthook = _tell_of_thread
+        threading.excepthook = _print_thread_traceback
     for name in [name for name, value in os.environ.items() if name.startswith(LAUNCHERS) and not value.strip()]:
         del os.environ[name]
 
 
-def _tell(kind: type[BaseException], error: BaseException | None, trace: Any) -> None:
-    """A traceback, indented: no line of a message stands where a line of ours would."""
+def _print_traceback(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    """Print an indented traceback, so that no line of its message can pass for one of scorefast's."""
     sys.stderr.write(textwrap.indent("".join(traceback.format_exception(kind, error, trace)), "  "))
 
 
-def _tell_of_thread(failed: Any) -> None:
-    if failed.exc_type is not SystemExit:
-        _tell(failed.exc_type, failed.exc_value, failed.exc_traceback)
+def _print_thread_traceback(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is not SystemExit:
+        _print_traceback(args.exc_type, args.exc_value, args.exc_traceback)
 
 
-def _one_line_warning(message: Warning | str, category: type[Warning], *_: Any) -> str:
+def _one_line_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     return f"{category.__name__}: {shortened(str(message), LONGEST_MESSAGE)}\n"
 
 
@@ -141,11 +142,9 @@ codecs.register_error(ESCAPED, _escape)
 
 @contextlib.contextmanager
 def away_from_working_directory() -> Iterator[None]:
-    """For an import of a library that reads settings from the working directory, which another may have written there.
-
-    matplotlib obeys a `matplotlibrc`.
-    """
-    here = os.open(".", os.O_RDONLY)  # by no name: it may be gone
+    """Import a library that reads settings from the working directory, such as matplotlib's `matplotlibrc`, from
+    another directory. Somebody else may have written such a file."""
+    here = os.open(".", os.O_RDONLY)  # a descriptor, because the directory may be deleted
     try:
         os.chdir(Path(__file__).parent)
         yield

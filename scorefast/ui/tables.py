@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -11,10 +11,14 @@ from rich.text import Text
 
 from scorefast.files.text import printable, shortened
 from scorefast.rl.monitor import remedy
+from scorefast.runs.log import Metrics
 from scorefast.stats import Graded, Interval, Result, wilson
 
 if TYPE_CHECKING:
     from scorefast.model.memory import Plan
+    from scorefast.probe import ProbeRates, Rate
+
+GradedRow = dict[str, Any]  # a line of `grade`'s input with the grade added
 
 
 def percent(value: float, interval: Interval, sign: bool = False) -> str:
@@ -44,7 +48,7 @@ def results_table(results: Sequence[Result], split: str) -> Table:
 
 
 def gains_lines(results: Sequence[Result]) -> list[str]:
-    """One line a checkpoint: its gains over the first one in the table, paired by question."""
+    """One line per checkpoint: its gains over the first one in the table, paired by question."""
     return [
         f"{r.name} against {results[0].name}: acc@t1 {percent(r.gain_t1, r.ci95['gain_t1'], sign=True)}, "
         f"acc@t2 {percent(r.gain_t2, r.ci95['gain_t2'], sign=True)} points"
@@ -54,16 +58,17 @@ def gains_lines(results: Sequence[Result]) -> list[str]:
 
 
 def unsure_lines(results: Sequence[Result]) -> list[str]:
+    """One line per checkpoint with replies that the grader could not decide."""
     return [
-        f"{r.name}: the grader's rules cannot tell {100 * r.unsure:.1f} % of the replies, which count as wrong: "
+        f"{r.name}: the grader could not decide {100 * r.unsure:.1f} % of the replies, which count as wrong; see "
         "`unsure` in transcripts.jsonl"
         for r in results
         if r.unsure
     ]
 
 
-def probe_table(probes: dict[str, dict[str, dict[str, Any]]]) -> Table:
-    """probes: checkpoint name -> `evaluate.probe`."""
+def probe_table(probes: Mapping[str, ProbeRates]) -> Table:
+    """probes: the rates of `probe`, by the name of the checkpoint."""
     headings = {
         "correct": "the correct answer (kept right)",
         "wrong": "its own wrong sample (fixed)",
@@ -75,9 +80,12 @@ def probe_table(probes: dict[str, dict[str, dict[str, Any]]]) -> Table:
     for heading in headings.values():
         table.add_column(heading, justify="right")
     for name, rates in probes.items():
-        cells = [rates[kind] for kind in headings]
-        table.add_row(printable(name), *(percent(c["right_after"], c["ci95"]) if c["n"] else "no case" for c in cells))
+        table.add_row(printable(name), *(_rate_cell(rates[kind]) for kind in headings))
     return table
+
+
+def _rate_cell(rate: Rate) -> str:
+    return "no case" if rate["right_after"] is None else percent(rate["right_after"], rate["ci95"])
 
 
 def transcript(graded: Graded, title: str = "") -> Text:
@@ -102,8 +110,8 @@ def transcript(graded: Graded, title: str = "") -> Text:
 
 
 def print_before_and_after(console: Console, named: Sequence[tuple[str, Sequence[Graded]]], count: int = 3) -> None:
-    """The first `count` questions that the first checkpoint still has wrong after turn 2, as each checkpoint answers
-    them: chosen by the first alone, so that nothing is picked for how it ends."""
+    """Print the first `count` questions that the first checkpoint gets wrong in turn 2, answered by the first and the
+    last checkpoint. The choice depends on the first checkpoint only, so it favours no outcome."""
     base = named[0][1]
     chosen = [i for i, g in enumerate(base) if not g.second.correct][:count]
     if chosen and len(named) > 1:
@@ -113,14 +121,14 @@ def print_before_and_after(console: Console, named: Sequence[tuple[str, Sequence
                 console.print(transcript(graded[i], name), end="")
 
 
-def print_warnings(console: Console, metrics: Sequence[dict[str, Any]], stage: str) -> None:
-    """What went wrong in a run, and in which steps; nothing where nothing did."""
+def print_warnings(console: Console, metrics: Sequence[Metrics], stage: str) -> None:
+    """Print a table of the warnings of a run with their steps and remedies, if there were any."""
     found: dict[str, list[int]] = {}
     for line in metrics:
         for name in line:
             if name == "skipped" or name.startswith("warning_"):
                 found.setdefault(name.removeprefix("warning_"), []).append(line["step"])
-    table = Table("", "steps", "first", "last", "what to turn", title="Warnings of this run", title_justify="left")
+    table = Table("", "steps", "first", "last", "remedy", title="Warnings of this run", title_justify="left")
     for name, steps in found.items():
         table.add_row(name, str(len(steps)), str(steps[0]), str(steps[-1]), remedy(name, stage))
     if found:
@@ -128,7 +136,7 @@ def print_warnings(console: Console, metrics: Sequence[dict[str, Any]], stage: s
 
 
 def print_memory(console: Console, plan: Plan, where: str, room: int) -> None:
-    """The plan as a table by part, and whether it fits into `room` bytes; where not, what to turn."""
+    """Print the plan as a table by part, and whether it fits into `room` bytes; if not, keys to lower or set."""
 
     def gb(size: float) -> str:
         return f"{size / 1e9:.2f}"
@@ -139,24 +147,26 @@ def print_memory(console: Console, plan: Plan, where: str, room: int) -> None:
         table.add_column(name, justify="right")
     for part in plan.parts:
         table.add_row(part.name, gb(part.size), *("x" if moment in part.moments else "" for moment in plan.moments))
-    table.add_row("in all", "", *map(gb, plan.moments.values()), style="bold")
+    table.add_row("total", "", *map(gb, plan.moments.values()), style="bold")
     console.print(table)
     console.print(
-        f"{plan.parameters:,} parameters, {plan.trained:,} trained. The most, {gb(plan.total)} GB, is needed in the "
+        f"{plan.parameters:,} parameters, {plan.trained:,} trained. The peak, {gb(plan.total)} GB, is in the "
         f"{plan.peak}; {where} has {gb(room)} GB free."
     )
     if plan.total > room:
         parts = sorted((p for p in plan.parts if plan.peak in p.moments and p.smaller), key=lambda p: -p.size)
-        largest = {p.smaller: p for p in reversed(parts)}  # of parts that the same key lowers
-        told = sorted(largest.values(), key=lambda p: -p.size)[:3]
-        hints = "; ".join(f"{p.smaller} ({p.name}, {gb(p.size)} GB)" for p in told)
-        console.print(f"It does not fit. Lower, or set: {hints}.", style="bold")
+        largest = {p.smaller: p for p in reversed(parts)}  # the largest part for each key
+        first = sorted(largest.values(), key=lambda p: -p.size)[:3]
+        hints = "; ".join(f"{p.smaller} ({p.name}, {gb(p.size)} GB)" for p in first)
+        console.print(f"It does not fit. Lower or set: {hints}.", style="bold")
     elif plan.total > 0.9 * room:
-        console.print("It is tight: what the allocator and a backend's own kernels hold is not counted.", style="bold")
+        console.print(
+            "It barely fits: memory held by the allocator and by a backend's own kernels is not counted.", style="bold"
+        )
 
 
-def explanation(line: int, row: dict[str, Any]) -> Text:
-    """One graded object in a line: the verdict, the reason, the reply and its reference."""
+def explanation(line: int, row: GradedRow) -> Text:
+    """One line on a graded object: the verdict, the reason, the reply and its reference."""
     verdict = "right" if row["correct"] else "unsure, so wrong" if row["unsure"] else "wrong"
     answer, reference = (shortened(" ".join(printable(str(row[key])).split()), 80) for key in ("answer", "reference"))
     text = Text(f"line {line}: ", style="dim")
@@ -164,8 +174,9 @@ def explanation(line: int, row: dict[str, Any]) -> Text:
     return text.append(f": {printable(row['reason'])}: {answer!r} for {reference!r}", style="not dim")
 
 
-def print_agreement(console: Console, graded: Sequence[tuple[int, dict[str, Any]]], shown: int = 10) -> None:
-    """Counts, and where there are labels a table of agreement (Wilson 95 %) with the first lines of disagreement."""
+def print_agreement(console: Console, graded: Sequence[tuple[int, GradedRow]], shown: int = 10) -> None:
+    """Print counts and, if there are labels, the agreement with its Wilson 95 % interval and the first `shown` lines
+    that disagree. graded: (line number, object)."""
     labelled = [(n, row) for n, row in graded if row.get("label") is not None]
     right = sum(row["correct"] for _, row in graded)
     console.print(f"{len(graded)} graded, {right} right" + ("" if labelled else "; no labels to compare with"))
@@ -180,13 +191,13 @@ def print_agreement(console: Console, graded: Sequence[tuple[int, dict[str, Any]
         ]
         table.add_row(f"labelled {'right' if label else 'wrong'}", *map(str, counts))
     console.print(table)
-    apart = [(n, row) for n, row in labelled if row["correct"] is not row["label"]]
-    agreed = len(labelled) - len(apart)
+    differ = [(n, row) for n, row in labelled if row["correct"] is not row["label"]]
+    agreed = len(labelled) - len(differ)
     console.print(f"agreement {percent(agreed / len(labelled), wilson(agreed, len(labelled)))} %")
-    for n, row in apart[:shown]:
+    for n, row in differ[:shown]:
         answer, reference = (" ".join(printable(str(row[k])).split())[-60:] for k in ("answer", "reference"))
         console.print(
             f"line {n}: labelled {'right' if row['label'] else 'wrong'}: {answer!r} for {reference!r}", soft_wrap=True
         )
-    if len(apart) > shown:
-        console.print(f"and {len(apart) - shown} more")
+    if len(differ) > shown:
+        console.print(f"and {len(differ) - shown} more")

@@ -1,4 +1,4 @@
-"""What a terminal shows while a stage trains. Imports no torch."""
+"""Progress of training on a terminal. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scorefast.ui.tables import transcript
 
 
 class TerminalReporter(Reporter):
-    """A live bar with ETA on a terminal; elsewhere a plain line after a tenth of the steps, or after a minute."""
+    """A live bar with ETA on a terminal; elsewhere a line after each tenth of the steps, or after a silent minute."""
 
     def __init__(self, console: Console, stage: Stage1 | Stage2, stop: StopOnSignal):
         self.console, self.stage, self.stop = console, stage, stop
@@ -74,15 +74,16 @@ class TerminalReporter(Reporter):
             if self._silent() or (not self.console.is_terminal and step % self.every == 0):
                 self._print(f"step {step}/{self.stage.max_steps} {status}")
 
-    def _print(self, what: RenderableType) -> None:
-        self.pulse.said()
-        self.bar.console.print(what)
+    def _print(self, renderable: RenderableType) -> None:
+        self.pulse.reset()
+        self.bar.console.print(renderable)
 
     def _silent(self) -> bool:
         return not self.console.is_terminal and self.pulse.due()
 
 
 def status_line(metrics: Mapping[str, float]) -> str:
+    """The main metrics of a step in one line."""
     names = {
         "loss": "loss {:.3f}",
         "reward_t2": "reward {:+.2f}",
