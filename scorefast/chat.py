@@ -1,4 +1,4 @@
-"""The terminal conversation: a first attempt, the correction turn, a second attempt, and what changed."""
+"""Chat in the terminal: a first attempt, the correction turn, a second attempt, and what changed."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from scorefast.ui.console import InertConsole
 
 HELP = """Type a question. The model answers, is asked to check itself, and answers again.
 /again   another correction turn on the last answer
-/reset   forget the conversation's record
+/reset   clear the record of this conversation
 /save F  write the conversation to the file F as JSON lines
 /help    this text
 /quit    leave (or Ctrl-D)"""
 
-OnText = Callable[[str, bool], None]
-CHARACTERS_PER_TOKEN = 100  # far more than any language needs: what is longer is not even split into tokens
+OnText = Callable[[str, bool], None]  # (new text, whether it is a thought)
+CHARACTERS_PER_TOKEN = 100  # far more than any language needs; a longer question is refused before tokenization
 
 
 @dataclass
 class Exchange:
-    """A question and every attempt at it, as text without thoughts and as tokens."""
+    """A question and all attempts at it: texts without thoughts, and token ids."""
 
     question: str
     attempts: list[str] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Exchange:
 
 
 class Responder:
-    """Greedy replies of a policy within its context limit."""
+    """Greedy replies of a policy within its context limit. Raises TooLong for a conversation beyond it."""
 
     def __init__(self, policy: Policy, recipe: Recipe):
         self.policy, self.recipe = policy, recipe
@@ -70,21 +70,20 @@ class Responder:
         self.correct(exchange, on_text)
 
     def correct(self, exchange: Exchange, on_text: OnText | None = None) -> None:
-        """The next attempt: the first, or the one after another correction turn."""
+        """Append the next attempt: the first, or one after another correction turn."""
         prompt = self.policy.chat.prompt(exchange.question, *exchange.replies)
         limit, new = self.recipe.model.max_seq_length, self.recipe.rollout.max_new_tokens
         if len(prompt) + new > limit:
             raise TooLong(f"{len(prompt)} tokens and {new} new ones exceed model.max_seq_length = {limit}")
         streamer = None if on_text is None else TextChunks(self.policy, on_text)
         reply = generate(self.policy, [prompt], max_new_tokens=new, temperature=0.0, batch_size=1, streamer=streamer)[0]
-        # Only a finished reply enters the conversation: one that was stopped leaves it as it was.
+        # Only a finished reply enters the conversation; an interrupted one leaves it unchanged.
         exchange.replies.append(reply)
         exchange.attempts.append(attempt(self.policy.chat, reply).text)
 
 
 class TextChunks(BaseStreamer):
-    """Hands text on as its tokens arrive, and whether it is a thought; bytes of an unfinished UTF-8 character wait for
-    the rest."""
+    """Passes text to `on_text` as its tokens arrive. Bytes of an incomplete UTF-8 character wait for the rest."""
 
     def __init__(self, policy: Policy, on_text: OnText):
         self.policy, self.on_text = policy, on_text
@@ -108,7 +107,7 @@ class TextChunks(BaseStreamer):
 
 
 def bounded_lines(stream: TextIO, most: int) -> Iterator[str]:
-    """Lines, of a longer one the first `most` characters: what follows is read and forgotten."""
+    """The lines of a stream, each cut after `most` characters."""
     while line := stream.readline(most):
         rest = line
         while len(rest) == most and not rest.endswith("\n"):
@@ -117,16 +116,16 @@ def bounded_lines(stream: TextIO, most: int) -> Iterator[str]:
 
 
 def pipe(policy: Policy, recipe: Recipe, stream: TextIO, out: TextIO) -> None:
-    """One question a line in, one JSON object a line out; a question that does not fit gets {"error": ...}."""
-    speaker = Responder(policy, recipe)
-    for line in bounded_lines(stream, speaker.most_characters + 2):  # a character too many, and the line's end
+    """Read one question per line, write one JSON object per line; a question that is too long gets {"error": ...}."""
+    responder = Responder(policy, recipe)
+    for line in bounded_lines(stream, responder.most_characters + 2):  # one more than allowed, and the line end
         question = line.strip()
         if not question:
             continue
         try:
             exchange = Exchange(question)
-            speaker.ask(exchange)
-            speaker.correct(exchange)
+            responder.ask(exchange)
+            responder.correct(exchange)
             content = exchange.as_json()
         except TooLong as error:
             content = {"question": shortened(question), "error": str(error)}
@@ -135,10 +134,10 @@ def pipe(policy: Policy, recipe: Recipe, stream: TextIO, out: TextIO) -> None:
 
 
 def converse(policy: Policy, recipe: Recipe, console: InertConsole) -> None:
-    """The interactive loop: Ctrl-C stops a reply, Ctrl-D or /quit leaves."""
+    """The interactive loop. Ctrl-C stops a reply; Ctrl-D or /quit ends the chat."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # line editing and history for input()
-    speaker = Responder(policy, recipe)
+    responder = Responder(policy, recipe)
     record: list[Exchange] = []
     console.print(f"{recipe.model.name}; /help lists the commands", style="dim")
     while True:
@@ -153,14 +152,14 @@ def converse(policy: Policy, recipe: Recipe, console: InertConsole) -> None:
         if line == "/quit":
             return
         try:
-            _handle(line, speaker, record, console)
+            _handle(line, responder, record, console)
         except KeyboardInterrupt:
             console.print("\n(stopped)", style="dim")
         except TooLong as error:
             console.print(str(error), style="red")
 
 
-def _handle(line: str, speaker: Responder, record: list[Exchange], console: InertConsole) -> None:
+def _handle(line: str, responder: Responder, record: list[Exchange], console: InertConsole) -> None:
     command, _, argument = line.partition(" ")
     if not line:
         return
@@ -168,26 +167,26 @@ def _handle(line: str, speaker: Responder, record: list[Exchange], console: Iner
         console.print(HELP)
     elif command == "/reset":
         record.clear()
-        console.print("forgotten", style="dim")
+        console.print("record cleared", style="dim")
     elif command == "/save":
         _save(record, argument.strip(), console)
     elif command == "/again":
         if record:
-            _show_attempt(record[-1], speaker, console)
+            _show_attempt(record[-1], responder, console)
         else:
             console.print("nothing to correct yet: ask a question first", style="dim")
     elif line.startswith("/"):
-        console.print(f"no command {command}: /help lists them", style="dim")
+        console.print(f"no command {command}: /help lists the commands", style="dim")
     else:
         exchange = Exchange(line)
-        _stream(console, "first ", lambda on_text: speaker.ask(exchange, on_text))
+        _stream(console, "first ", lambda on_text: responder.ask(exchange, on_text))
         record.append(exchange)
-        _show_attempt(exchange, speaker, console)
+        _show_attempt(exchange, responder, console)
 
 
-def _show_attempt(exchange: Exchange, speaker: Responder, console: InertConsole) -> None:
+def _show_attempt(exchange: Exchange, responder: Responder, console: InertConsole) -> None:
     label = "second" if len(exchange.attempts) == 1 else f"no. {len(exchange.attempts) + 1} "
-    _stream(console, label, lambda on_text: speaker.correct(exchange, on_text))
+    _stream(console, label, lambda on_text: responder.correct(exchange, on_text))
     console.print(changes(*exchange.attempts[-2:]))
 
 
@@ -198,7 +197,7 @@ def _stream(console: InertConsole, label: str, run: Callable[[OnText], None]) ->
 
 
 def changes(before: str, after: str) -> Text:
-    """Word by word: what the second attempt dropped (red, struck) and what it added (green)."""
+    """The difference by words: removed words in red and struck through, added words in green."""
     if before == after:
         return Text("unchanged", style="dim")
     a, b = printable(before).split(), printable(after).split()
@@ -223,20 +222,20 @@ def _save(record: list[Exchange], name: str, console: InertConsole) -> None:
     lines = [json.dumps(exchange.as_json(), ensure_ascii=False) + "\n" for exchange in record]
     try:
         write_private(Path(name).expanduser(), "".join(lines))
-    except (OSError, RuntimeError, ValueError) as error:  # the last two: ~nobody, and a name that none can have
+    except (OSError, RuntimeError, ValueError) as error:  # the last two: an unknown ~user, an invalid name
         console.print(f"{name}: {getattr(error, 'strerror', None) or error}", style="red")
     else:
         console.print(f"saved {len(record)} exchange{'s' * (len(record) != 1)} to {name}", style="dim")
 
 
 def write_private(path: Path, text: str) -> None:
-    """A new file that only its owner may read, there as a whole or not at all. FileExistsError where one is there."""
+    """Write a new file that only its owner may read, completely or not at all. Raises FileExistsError if it exists."""
     descriptor, beside = tempfile.mkstemp(prefix=".scorefast-", dir=path.parent)  # with mode 0600
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(descriptor)
-        os.link(beside, path)  # which, unlike a rename, replaces nothing
+        os.link(beside, path)  # unlike a rename, it replaces nothing
     finally:
         os.unlink(beside)

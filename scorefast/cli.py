@@ -1,4 +1,7 @@
-"""The command line: options in, one call, one line on stdout. Heavy imports stand inside the commands."""
+"""The command line. A command parses its options, makes one call, and prints one line on stdout.
+
+Heavy libraries are imported inside the commands.
+"""
 
 from __future__ import annotations
 
@@ -52,17 +55,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-FORCING = {"FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"}  # variables by which typer takes any stream for a terminal
-LONGEST_REFUSAL = 3000  # characters of a line that says why a command ends
+FORCE_TERMINAL = {"FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"}  # typer treats any stream as a terminal if one is set
+LONGEST_ERROR = 3000  # characters of the line that ends a command
 
 
 def main() -> NoReturn:
-    """Exit codes: 0 done, 1 failure, 2 bad usage or input, 130 / 143 / 129 interrupted (SIGINT, SIGTERM, SIGHUP)."""
+    """Run a command and exit.
+
+    Exit codes: 0 done, 1 failure, 2 bad usage or input, 130 / 143 / 129 interrupted (SIGINT, SIGTERM, SIGHUP).
+    """
     set_up_streams()
-    if os.environ.keys() & FORCING:
+    if os.environ.keys() & FORCE_TERMINAL:
         from typer import rich_utils
 
-        rich_utils.COLOR_SYSTEM = None  # its errors go to stderr, where escapes that are not ours are made visible
+        rich_utils.COLOR_SYSTEM = None  # typer's escapes would be printed visibly on stderr
     RECORDED_FOLDERS.clear()
     isolate_libraries()
     try:
@@ -73,21 +79,22 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILURE)
     except BaseException as error:
-        end = outcome(error)
-        if end is None:
+        known = outcome(error)
+        if known is None:
             raise
-        code, line = end
+        code, line = known
         if line:
-            print(f"scorefast: {shortened(printable(line), LONGEST_REFUSAL)}", file=sys.stderr)
+            print(f"scorefast: {shortened(printable(line), LONGEST_ERROR)}", file=sys.stderr)
         sys.exit(code)
     sys.exit(DONE)
 
 
-def _require_text(given: list[str]) -> None:
-    for argument in given:
+def _require_text(arguments: list[str]) -> None:
+    """Raise UserError for an argument that is not UTF-8, such as an old file name. No report or recipe can hold it."""
+    for argument in arguments:
         try:
             argument.encode()
-        except UnicodeEncodeError:  # a name from a disk of another time, which no report or recipe could hold
+        except UnicodeEncodeError:
             raise UserError(f"{argument.encode(errors='backslashreplace').decode()}: not UTF-8; rename it") from None
 
 
@@ -104,7 +111,9 @@ def prepare(
     out: OutOption = None,
     columns: ColumnsOption = None,
     on_error: OnErrorOption = None,
-    against: Annotated[str | None, typer.Option("--against", help="Leave out what stands in this benchmark.")] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="Benchmark whose questions are left out of the data.")
+    ] = None,
     sample_from: Annotated[
         str | None,
         typer.Option("--sample-first-attempts", help="Checkpoint (or `base`) that writes missing original answers."),
@@ -126,7 +135,7 @@ def prepare(
 
     console = _console(quiet)
     if is_prepared(source):
-        raise UserError(f"{source}: already prepared; give the file it was made from")
+        raise UserError(f"{source}: is already prepared; give the file it was made from")
     writer = open_checkpoint(sample_from) if sample_from not in (None, "base") else None
     changes = overrides(set_, seed, columns, on_error, grader)
     chosen = chosen_recipe(recipe, changes, writer, console.note, rewards=False)
@@ -148,18 +157,19 @@ def prepare(
 @app.command()
 def grade(
     file: Annotated[
-        str, typer.Argument(help="JSONL of objects with answer, reference and, if known, label; - is stdin.")
+        str, typer.Argument(help="JSONL of objects with answer, reference and, optionally, label; - is stdin.")
     ],
     grader: Annotated[
-        str, typer.Option("--grader", help=f"{', '.join(get_args(GraderName))}, where a line names none.")
+        str, typer.Option("--grader", help=f"{', '.join(get_args(GraderName))}; for lines that name no grader.")
     ] = "auto",
     explain: Annotated[
-        bool, typer.Option("--explain", help="Say on stderr, line by line, what was read and why it is right or wrong.")
+        bool,
+        typer.Option("--explain", help="Print on stderr what was read in each line, and why it is right or wrong."),
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Grade each line of FILE: on stdout the same objects with `correct`, `score`, `reason` and `unsure`, on stderr the
-    agreement with labels.
+    """Grade each line of FILE. Prints the objects with `correct`, `score`, `reason` and `unsure` on stdout, and the
+    agreement with labels on stderr.
 
     A line may name its own `grader`, and the `question` that was asked.
     """
@@ -183,7 +193,7 @@ def grade(
 
 
 def _stage_command(name: StageName, description: str) -> None:
-    """stage1 and stage2 are one command with two names."""
+    """Register `stage1` or `stage2`, which have the same options."""
 
     @app.command(name=name, help=description)
     def command(
@@ -207,21 +217,21 @@ def _stage_command(name: StageName, description: str) -> None:
         run_stage(Request(name, data, from_, recipe, changes, out, resume), dry_run=dry_run, quiet=quiet)
 
 
-_stage_command("stage1", "Stage I: reward the second attempt while the first is held near the original model.")
+_stage_command("stage1", "Stage I: reward the second attempt while KL holds the first near the original model.")
 _stage_command(
     "stage2",
-    "Stage II: on-policy reinforcement learning of both attempts, the second one's reward shaped by improvement.",
+    "Stage II: on-policy reinforcement learning of both attempts. The reward of the second is shaped by improvement.",
 )
 
 
 def run_stage(request: Request, *, dry_run: bool = False, quiet: bool = False) -> None:
-    """stage1 or stage2, from its arguments to the line on stdout."""
+    """Run a stage from its arguments to the line on stdout."""
     from scorefast.runs.job import claim, resolve
     from scorefast.ui.data_report import print_dataset
 
     console = _console(quiet)
-    with contextlib.ExitStack() as held:
-        job, owner = resolve(request, console.note, held, dry_run=dry_run)
+    with contextlib.ExitStack() as cleanup:
+        job, owner = resolve(request, console.note, cleanup, dry_run=dry_run)
         print_dataset(console, job.dataset, job.recipe.reward.grader)
         with loaded_libraries(console, job.recipe, dry_run=dry_run):
             from scorefast import train
@@ -231,7 +241,7 @@ def run_stage(request: Request, *, dry_run: bool = False, quiet: bool = False) -
                 train.print_plan(job, console)
                 return
             train.check_lengths(job)
-            job, owner = claim(request, job, owner, held)
+            job, owner = claim(request, job, owner, cleanup)
             train.begin(job, console.note)
             train.run(job, console, owner)
     if world().rank == 0:
@@ -245,7 +255,7 @@ def _print_plan(console: InertConsole, recipe: Recipe, plan: str) -> None:
 
 @app.command(name="eval")
 def eval_(
-    checkpoints: Annotated[list[str], typer.Argument(help="Checkpoint folders; `base` is the recipe's base model.")],
+    checkpoints: Annotated[list[str], typer.Argument(help="Checkpoint folders. `base` is the recipe's base model.")],
     data: DataOption,
     recipe: RecipeOption = "auto",
     set_: SetOption = None,
@@ -253,14 +263,16 @@ def eval_(
     on_error: OnErrorOption = None,
     grader: GraderOption = None,
     split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
-    probe: Annotated[bool, typer.Option("--probe", help="Also: does turn 2 read turn 1? (see docs/runs.md)")] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Also test whether turn 2 reads turn 1; see docs/runs.md.")
+    ] = False,
     out: OutOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
     seed: SeedOption = None,
     dry_run: DryRunOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Greedy two-turn evaluation of CHECKPOINTS on held-out questions; the first one is the baseline of the others."""
+    """Greedy two-turn evaluation of CHECKPOINTS on held-out questions. The first one is the baseline of the others."""
     from scorefast.data.example import SPLITS
     from scorefast.data.load import load_dataset
     from scorefast.prepare import write_dropped_aside
@@ -283,8 +295,8 @@ def eval_(
     examples = dataset.split(name, "evaluation")[: chosen.eval.max_questions]
     require_free(out)
     if dry_run:
-        what = f"evaluate {', '.join(checkpoints)} on {len(examples)} {split} questions of {data}"
-        _print_plan(console, chosen, what)
+        plan = f"evaluate {', '.join(checkpoints)} on {len(examples)} {split} questions of {data}"
+        _print_plan(console, chosen, plan)
         return
     context = {"data": dataset.source, "split": split, "model": chosen.model.name, "version": __version__}
     unwritten, path = None, None
@@ -311,10 +323,12 @@ def chat(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, or `base`.")] = "base",
     recipe: RecipeOption = "auto",
     set_: SetOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="A question a line in, a JSON object a line out.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Read a question per line, print a JSON object per line.")
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Ask, watch the first attempt, then watch the model correct it. /help lists the commands."""
+    """Ask a question and watch the first attempt, then the correction. /help lists the commands."""
     from scorefast.files.lines import stdin_text
     from scorefast.runs.checkpoint import open_checkpoint, require_same_terms
     from scorefast.runs.recipes import chosen_recipe
@@ -361,5 +375,5 @@ def _console(quiet: bool) -> InertConsole:
 
     console = InertConsole(file=terminal(), quiet=quiet or world().rank != 0)
     if not console.is_terminal:
-        console.width = 160  # a log file has room for the table
+        console.width = 160  # wide enough for the tables in a log file
     return console

@@ -1,4 +1,4 @@
-"""Every exception that ends a command, and the exit codes. Imports nothing of scorefast."""
+"""The exceptions that end a command, and their exit codes. Imports nothing from scorefast."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ DONE, FAILURE, USAGE = 0, 1, 2
 INTERRUPTED = 128  # plus the number of the signal: 130 Ctrl-C, 143 SIGTERM, 129 a closed terminal
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
-DENIED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)  # by the system, to the user who named the path
+DENIED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)  # faults of the path that the user named
 
 
 class UserError(Exception):
-    """Something the user can mend: printed as one line."""
+    """A fault that the user can fix; printed as one line."""
 
 
 class RunError(Exception):
-    """A run that cannot go on, whose last checkpoint stands: printed as one line."""
+    """A run that cannot continue; its last checkpoint is intact. Printed as one line."""
 
 
 class ReportNotWritten(RunError):
-    """Every checkpoint was evaluated, and no place took the report. content: the report."""
+    """Every checkpoint was evaluated, but a report could not be written. content: the whole report."""
 
     def __init__(self, content: dict[str, Any], message: str):
         super().__init__(message)
@@ -33,18 +33,18 @@ class TooLong(Exception):
 
 
 class StepDropped(Exception):
-    """Raised between two micro-batches or two sampled tokens, where a step can be left without a trace."""
+    """Drops the current step. Raised between micro-batches or sampled tokens, before the step has changed anything."""
 
 
 class Interrupted(BaseException):
-    """A signal asked the command to stop. A stage has saved what it had by then. signum: the number of the signal."""
+    """A signal stops the command. A stage has saved its finished steps by then. signum: the number of the signal."""
 
     def __init__(self, signum: int):
         self.signum = signum
 
 
 def outcome(error: BaseException) -> tuple[int, str] | None:
-    """(exit code, line for stderr) of what ends a command; None for a fault of the program, which gets a traceback."""
+    """(exit code, line for stderr) of an exception that ends a command. None for a bug, which gets a traceback."""
     match error:
         case Interrupted():
             return INTERRUPTED + error.signum, ""
@@ -53,7 +53,7 @@ def outcome(error: BaseException) -> tuple[int, str] | None:
         case RunError():
             return FAILURE, str(error)
         case MemoryError():
-            return FAILURE, "takes more memory than there is"
+            return FAILURE, "out of memory"
         case OSError(errno=number) if number in (*DISK, *DENIED):
             return FAILURE if number in DISK else USAGE, f"{error.filename or 'the disk'}: {error.strerror}"
     return None

@@ -1,10 +1,10 @@
-"""Greedy two-turn evaluation of checkpoints on held-out questions, and the probe."""
+"""Evaluate checkpoints on held-out questions: two greedy turns, and the probe."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from scorefast.files.text import printable
 from scorefast.grading.reward import grade_example
 from scorefast.model.load import load_policy
 from scorefast.model.tokenizer import chat_format
-from scorefast.probe import probe
+from scorefast.probe import ProbeRates, probe
 from scorefast.rl.evaluate import evaluate, longest_conversation, require_room
 from scorefast.rl.rollout import generator
 from scorefast.runs.checkpoint import Checkpoint
@@ -30,19 +30,25 @@ from scorefast.stats import Graded, summarize
 from scorefast.ui.progress import counting
 from scorefast.ui.tables import gains_lines, print_before_and_after, probe_table, results_table, unsure_lines
 
+Report = dict[str, Any]  # the content of report.json
+
 
 def evaluate_checkpoints(
     checkpoints: Sequence[Checkpoint | None],
     recipe: Recipe,
     examples: Sequence[Example],
-    context: dict[str, Any],
+    context: Mapping[str, str],
     console: Console,
     *,
     out: Path | None = None,
     with_probe: bool = False,
-) -> tuple[dict[str, Any], Path]:
-    """Evaluate each checkpoint (None is the base model), print the table, write report.json and transcripts.jsonl
-    beside each (and all of them into `out`). Returns the whole report and where it stands."""
+) -> tuple[Report, Path]:
+    """Evaluate each checkpoint, print the table, and write report.json and transcripts.jsonl.
+
+    A checkpoint of None is the base model. The files are written into each checkpoint's folder, and for all checkpoints
+    into `out`. context: fields that are added to each report. Returns the whole report and its path. Raises
+    ReportNotWritten if a file could not be written.
+    """
     chat, reply = chat_format(recipe), recipe.rollout.max_new_tokens
     require_room(
         *longest_conversation(chat, examples, reply, lambda e: (e.correct_answer if with_probe else "", "")), recipe
@@ -50,7 +56,7 @@ def evaluate_checkpoints(
     if chat.rule:
         console.print(chat.rule, soft_wrap=True)
     named: list[tuple[str, list[Graded]]] = []
-    probes: dict[str, Any] = {}
+    probes: dict[str, ProbeRates] = {}
     names = [checkpoint.name if checkpoint else "base" for checkpoint in checkpoints]
     if len(set(names)) < len(names):
         names = [str(checkpoint.path) if checkpoint else "base" for checkpoint in checkpoints]
@@ -79,18 +85,18 @@ def evaluate_checkpoints(
             _write(beside, one, [(name, graded)])
             folder = out or beside
         except (OSError, UserError) as error:
-            unwritten.append(_why(error))
+            unwritten.append(_reason(error))
     try:
         if out is not None:
             _write(out, whole, named)
     except OSError as error:
-        unwritten.append(_why(error))
+        unwritten.append(_reason(error))
     if unwritten or folder is None:
         raise ReportNotWritten(whole, f"{unwritten[0]}: the report was not written")
     return whole, folder / "report.json"
 
 
-def _why(error: OSError | UserError) -> str:
+def _reason(error: OSError | UserError) -> str:
     if isinstance(error, OSError):
         return f"{error.filename2 or error.filename}: {error.strerror}"
     return str(error)
@@ -103,8 +109,8 @@ def _evaluate_one(
     examples: Sequence[Example],
     console: Console,
     with_probe: bool,
-) -> tuple[list[Graded], dict[str, Any] | None]:
-    clear_device_cache(garbage_collection=True)  # of the model before, which is part of a cycle
+) -> tuple[list[Graded], ProbeRates | None]:
+    clear_device_cache(garbage_collection=True)  # frees the previous model, which is in a reference cycle
     with console.status(printable(f"loading {name}")):
         policy = load_policy(recipe, checkpoint)
 
@@ -126,7 +132,7 @@ def _folder_for(checkpoint: Checkpoint | None, out: Path | None) -> Path:
     return out or claim_run(None, f"eval-{checkpoint.path.name if checkpoint else 'base'}")
 
 
-def _write(folder: Path, content: dict[str, Any], named: Iterable[tuple[str, Sequence[Graded]]]) -> None:
+def _write(folder: Path, content: Report, named: Iterable[tuple[str, Sequence[Graded]]]) -> None:
     lines = [{"checkpoint": name, **g.as_json()} for name, graded in named for g in graded]
     write_file(folder / "transcripts.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
     write_file(folder / "report.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""A checkpoint for use elsewhere: a PEFT adapter, a merged 16-bit model, or a GGUF file with an Ollama Modelfile."""
+"""Export a checkpoint: a PEFT adapter, a merged 16-bit model, or a GGUF file with an Ollama Modelfile."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from scorefast.ui.options import ExportFormat
 
 CONVERTER = "convert_hf_to_gguf.py"
 _CONTENT = "{{ .Content }}"
-# Text that would end a TEMPLATE in a Modelfile, or begin an action in it (with a brace that follows, too).
+# Text that would end a TEMPLATE in a Modelfile, or begin an action in it, also together with a following brace.
 _DANGEROUS = re.compile(r'\{+|"{3,}')
 
 
 def export_recipe(checkpoint: Checkpoint) -> Recipe:
-    """The run's recipe for plain transformers and 16 bit: Unsloth merges no 4-bit model on a CPU."""
+    """The run's recipe for plain transformers and 16 bit, because Unsloth cannot merge a 4-bit model on a CPU."""
     recipe = _run_recipe(checkpoint)
     plain = recipe.model.model_copy(update={"backend": "transformers", "load_in_4bit": False})
     return recipe.model_copy(update={"model": plain})
@@ -51,29 +51,29 @@ def _run_recipe(checkpoint: Checkpoint) -> Recipe:
 
 
 def export_checkpoint(checkpoint: Checkpoint, format: ExportFormat, out: Path, note: Callable[[str], None]) -> Path:
-    """Write the checkpoint into the new or empty folder `out`, which stays as it was where anything fails.
+    """Write the checkpoint into the new or empty folder `out`. If anything fails, `out` is left as it was.
 
-    Raises UserError, before a model loads, for all that can be known by then.
+    Raises UserError, before a model loads, for every fault that can be found by then.
     """
     if os.path.lexists(partial := out / WORK):
-        raise UserError(f"{out}: holds what an export that was killed left behind, {partial}; remove that")
+        raise UserError(f"{out}: holds what a killed export left behind, {partial}; remove that")
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: already holds files; name a new or empty folder with --out")
     if format == "adapter" and not checkpoint.is_adapter:
-        raise UserError(f"{checkpoint.path}: a whole model (tuning: full), no adapter; take --format merged-16bit")
+        raise UserError(f"{checkpoint.path}: is a full model (tuning: full), not an adapter; use --format merged-16bit")
     again = shlex.join(["scorefast", "export", str(checkpoint.path), "--format", format, "--out", str(out)])
     converter = find_converter(again) if format == "gguf" else None
     recipe = export_recipe(checkpoint)
     chat, base = chat_format(recipe), Path(model_path(recipe.model.name))
     if format == "adapter" and base.is_dir():
-        note(f"the adapter needs its base model too, the folder {base.resolve()}: take it along, and write its new")
-        note("place into base_model_name_or_path of adapter_config.json")
+        note(f"the adapter needs its base model, the folder {base.resolve()}: copy it too, and write its new path")
+        note("into base_model_name_or_path of adapter_config.json")
     if format != "adapter" and _run_recipe(checkpoint).model.load_in_4bit:
         note("trained on a 4-bit base, merged into the 16-bit one: replies can differ a little from those in `eval`")
     if format == "gguf":
-        ollama_template(chat)  # each refuses what it cannot write, before a model loads
+        ollama_template(chat)  # both raise UserError for what they cannot write, before a model loads
         ollama_stops(chat)
-    with _said_in_a_line(out), filled_at_the_end(out) as folder:
+    with _one_line_errors(out), filled_at_the_end(out) as folder:
         if converter is not None:
             _write_gguf(checkpoint, recipe, chat, folder, converter)
         elif format == "adapter":
@@ -84,17 +84,18 @@ def export_checkpoint(checkpoint: Checkpoint, format: ExportFormat, out: Path, n
 
 
 @contextmanager
-def _said_in_a_line(out: Path) -> Iterator[None]:
+def _one_line_errors(out: Path) -> Iterator[None]:
+    """Turn a write error into a RunError."""
     try:
         yield
-    except (OSError, SafetensorError) as error:  # the latter has no errno for a full disk
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk without an errno
         where = getattr(error, "filename", None)
         why = getattr(error, "strerror", None) or one_line(error)
         raise RunError(f"{out}: not written: {why}{f' ({where})' if where else ''}") from None
 
 
 def _write_adapter(checkpoint: Checkpoint, recipe: Recipe, chat: ChatFormat, folder: Path) -> None:
-    """Only what PEFT reads. The base is the one the recipe names: Unsloth may note a 4-bit copy of it."""
+    """Write only the files that PEFT reads. The base is the recipe's, because Unsloth may record a 4-bit copy of it."""
     base = model_path(recipe.model.name)
     config = json.loads((checkpoint.path / "adapter_config.json").read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = str(Path(base).resolve()) if Path(base).is_dir() else base
@@ -111,7 +112,8 @@ def _write_merged(checkpoint: Checkpoint, recipe: Recipe, chat: ChatFormat, fold
 
 
 def _save_tokenizer(recipe: Recipe, chat: ChatFormat, folder: Path) -> None:
-    """With template, and the base's SentencePiece file: transformers does not save it, llama.cpp needs it for Gemma."""
+    """Save the tokenizer with its template, and the base's SentencePiece file. transformers does not save that file;
+    llama.cpp needs it for Gemma."""
     from transformers.utils import cached_file
 
     chat.tokenizer.save_pretrained(folder)
@@ -122,29 +124,30 @@ def _save_tokenizer(recipe: Recipe, chat: ChatFormat, folder: Path) -> None:
 
 
 def find_converter(again: str) -> Path:
-    """llama.cpp's converter, in the folder LLAMA_CPP or on PATH. Nothing is fetched: UserError says how to."""
+    """llama.cpp's converter, from the folder LLAMA_CPP or from PATH. Downloads nothing. Raises UserError with the
+    commands to get it; `again` is the command to repeat."""
     named = os.environ.get("LLAMA_CPP")
     found = str(Path(named) / CONVERTER) if named else shutil.which(CONVERTER)
     if found is not None and Path(found).is_file():
         return Path(found)
-    lack = f"LLAMA_CPP={named}: no {CONVERTER} there" if named else f"gguf needs {CONVERTER}, which is not on PATH"
+    lack = f"LLAMA_CPP={named}: has no {CONVERTER}" if named else f"gguf needs {CONVERTER}, which is not on PATH"
     clone = "git clone --depth 1 https://github.com/ggml-org/llama.cpp"
     needs = f"{shlex.quote(sys.executable)} -m pip install sentencepiece protobuf"
     raise UserError(f"{lack}; get llama.cpp and try again: {clone} && {needs} && LLAMA_CPP=llama.cpp {again}")
 
 
 def _write_gguf(checkpoint: Checkpoint, recipe: Recipe, chat: ChatFormat, folder: Path, converter: Path) -> None:
-    """NAME.gguf by way of a merged folder, and the Modelfile."""
+    """Write NAME.gguf and the Modelfile. The merged model is written first and removed afterwards."""
     name = re.sub(r"[^\w.-]", "-", checkpoint.name)  # white space would end FROM in the Modelfile
     template, adds_bos = ollama_template(chat)
     merged, target = folder / "merged", folder / f"{name}.gguf"
     _write_merged(checkpoint, recipe, chat, merged)
-    # Stated, not left to llama.cpp's guess by the kind of tokenizer: a prompt begins as it did in training.
+    # Explicit, because llama.cpp guesses it by the kind of tokenizer. A prompt must begin as it did in training.
     config = json.loads((merged / "tokenizer_config.json").read_text(encoding="utf-8"))
     _write_json(merged / "tokenizer_config.json", config | {"add_bos_token": adds_bos})
     done = subprocess.run(
         [sys.executable, converter, merged, "--outfile", target, "--outtype", "bf16", "--model-name", name],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": ""},  # it imports what lies beside it
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": ""},  # it imports modules from its own folder
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
@@ -152,9 +155,9 @@ def _write_gguf(checkpoint: Checkpoint, recipe: Recipe, chat: ChatFormat, folder
         check=False,
     )
     if done.returncode or not _is_gguf(target):
-        said = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
-        why = shortened(said[-1]) if said else "no word why"
-        raise UserError(f"{converter}: wrote no GGUF file (exit code {done.returncode}): {why}")
+        output = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
+        last = shortened(output[-1]) if output else "it printed nothing"
+        raise UserError(f"{converter}: wrote no GGUF file (exit code {done.returncode}): {last}")
     shutil.rmtree(merged)
     (folder / "Modelfile").write_text(modelfile(name, template, chat, recipe), encoding="utf-8")
 
@@ -167,56 +170,60 @@ def _is_gguf(path: Path) -> bool:
 
 
 def ollama_template(chat: ChatFormat) -> tuple[str, bool]:
-    """The chat template in Go's syntax, for user and assistant in turns as in training, and whether it leaves out the
-    begin-of-sequence token because llama.cpp adds it."""
+    """(the chat template in Go's syntax, whether llama.cpp adds the begin-of-sequence token).
+
+    The template covers alternating user and assistant turns, as in training. If llama.cpp adds the begin-of-sequence
+    token, the template leaves it out. Raises UserError if the chat template contains the placeholder itself.
+    """
     text = chat.template([chat.asked(_CONTENT), _CONTENT, _CONTENT])
     bos = chat.tokenizer.bos_token or ""
-    # A template that names its bos_token means it. SmolLM2's bos_token is <|im_start|>, but its template opens a turn.
+    # Only a template that names bos_token writes that token. SmolLM2's bos_token is <|im_start|>, with which its
+    # template opens a turn.
     adds_bos = bool(bos) and text.startswith(bos) and "bos_token" in chat.tokenizer.get_chat_template()
     pieces = text.removeprefix(bos if adds_bos else "").split(_CONTENT)
     if len(pieces) != 4:
-        raise UserError(f"this model's chat template writes {_CONTENT!r} itself; take --format merged-16bit")
-    before, ask, between, after = (_DANGEROUS.sub(_as_go_writes, piece) for piece in pieces)
+        raise UserError(f"this model's chat template writes {_CONTENT!r} itself; use --format merged-16bit")
+    before, ask, between, after = (_DANGEROUS.sub(_as_go_action, piece) for piece in pieces)
     first, later = before + _CONTENT + ask, between + _CONTENT + after
     user = "{{ if $later }}" + later + "{{ else }}" + first + "{{ end }}{{ $later = true }}"
     roles = '{{ if eq .Role "user" }}' + user + '{{ else if eq .Role "assistant" }}' + _CONTENT + "{{ end }}"
     return "{{ $later := false }}{{ range .Messages }}" + roles + "{{ end }}", adds_bos
 
 
-def _as_go_writes(found: re.Match[str]) -> str:
-    """The text as an action that writes it."""
+def _as_go_action(found: re.Match[str]) -> str:
+    """A Go template action that writes the matched text."""
     return '{{ "' + found[0].replace('"', r"\x22") + '" }}'
 
 
 def ollama_stops(chat: ChatFormat) -> list[str]:
-    """The tokens that end a reply. Raises UserError for one that a Modelfile cannot hold: it has no way to quote."""
+    """The tokens that end a reply. Raises UserError for a token that a Modelfile, which has no escapes, cannot hold."""
     stops = chat.tokenizer.convert_ids_to_tokens(sorted(chat.end_tokens))
     for stop in stops:
         if '"' in stop or stop != stop.strip() or not stop.isprintable():
             raise UserError(
-                f"{shortened(repr(stop), 100)} ends a reply of this model, and cannot be written in a Modelfile; take "
+                f"{shortened(repr(stop), 100)} ends a reply of this model and cannot be written in a Modelfile; use "
                 "--format merged-16bit"
             )
     return stops
 
 
 def modelfile(name: str, template: str, chat: ChatFormat, recipe: Recipe) -> str:
-    """For `ollama create`: decodes as `scorefast eval` does, and says how to have the second turn."""
+    """The Modelfile for `ollama create`. It decodes as `scorefast eval` does, and explains the second turn."""
     lines = [
         f"# ollama create {name} -f Modelfile && ollama run {name}",
         "#",
-        "# Two turns, as in training: ask the question, and after the reply send this as your second message:",
+        "# Two turns, as in training: ask the question. After the reply, send this as your second message:",
         "#",
         *(f"#     {line}" for line in chat.correction.strip().splitlines()),
         "#",
-        "# System messages of yours are left out: training had none but what the template writes itself.",
+        "# Your system messages are ignored: training had none except what the template writes itself.",
         f"FROM ./{name}.gguf",
         f'TEMPLATE """{template}"""',
         *(f'PARAMETER stop "{stop}"' for stop in ollama_stops(chat)),
         "# Greedy and without Ollama's own penalty, as `scorefast eval` decodes.",
         "PARAMETER temperature 0",
         "PARAMETER repeat_penalty 1",
-        "# The recipe's model.max_seq_length. Where a conversation does not fit, Ollama drops the question first.",
+        "# The recipe's model.max_seq_length. If a conversation does not fit, Ollama drops the question first.",
         f"PARAMETER num_ctx {recipe.model.max_seq_length}",
     ]
     return "\n".join(lines) + "\n"

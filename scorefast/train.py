@@ -1,4 +1,4 @@
-"""stage1 and stage2: check a job, plan its memory, run it."""
+"""stage1 and stage2: check a job, plan its memory, and train."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ Note = Callable[[str], None]
 
 
 def check(job: Job, note: Note = lambda line: None, *, elsewhere: bool = False) -> Job:
-    """The job with all its facts. Raises UserError for everything that can be wrong before a model is loaded.
+    """The job with all its facts. Raises UserError for every fault that can be found before a model is loaded.
 
-    elsewhere: the run is planned for another machine, which may have what this one lacks.
+    elsewhere: the run is planned for another machine, so packages may be missing here.
     """
     recipe, stage = job.recipe, job.stage
     micro_batch_size(stage, world().size)
     facts = job.facts | {"loss": resolve_loss(recipe)}
     require_usable(recipe, stage, elsewhere=elsewhere)
     if recipe.report_to not in ("none", "all", *(known := get_available_reporting_integrations())):
-        raise UserError(f"report_to: {recipe.report_to!r} is not installed here; there are: none, {', '.join(known)}")
+        raise UserError(f"report_to: {recipe.report_to!r} is not installed here; use one of none, {', '.join(known)}")
     if recipe.reward.function:
         if isinstance(stage, Stage2) and stage.shaping == "origin":
-            raise UserError("reward.function: the origin's shaping compares grades; take stage2.shaping=paper with it")
+            raise UserError("reward.function: stage2.shaping=origin compares grades; set stage2.shaping=paper")
         try_reward(load_reward(recipe.reward.function), job.train, recipe.prompt.correction)
     missing = sum(e.original_answer is None for e in job.train)
     if missing and stage.turns_sampled == 0:
@@ -75,7 +75,7 @@ def check(job: Job, note: Note = lambda line: None, *, elsewhere: bool = False) 
 
 
 def resolve_loss(recipe: Recipe) -> str:
-    """The implementation of the loss that this run uses. Raises UserError where the one asked for cannot run here."""
+    """The implementation of the loss that this run uses. Raises UserError if the requested one cannot run here."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return resolve_impl(recipe.loss.impl, device, getattr(torch, recipe.model.dtype))
@@ -84,15 +84,15 @@ def resolve_loss(recipe: Recipe) -> str:
 
 
 def check_lengths(job: Job) -> None:
-    """Longer sequences would be cut silently further down. Raises UserError naming the longest question.
+    """Raise UserError naming the longest question if its sequence exceeds model.max_seq_length.
 
-    Needs the tokenizer, and so, for a model on the hub, the network.
+    Without this check the libraries truncate it silently. It needs the tokenizer, so a hub model may be downloaded.
     """
     require_room(*longest_sequence(job, chat_format(job.recipe)), job.recipe)
 
 
 def longest_sequence(job: Job, chat: ChatFormat) -> tuple[int, str]:
-    """(tokens of two turns at their longest, the question that needs so many) in training and validation."""
+    """(upper bound of the tokens in two turns, the question with that bound), in training and validation data."""
     examples = job.dataset.splits["train"] + job.dataset.splits["validation"]
     reply = job.recipe.rollout.max_new_tokens
     if job.stage.on_policy:
@@ -101,8 +101,8 @@ def longest_sequence(job: Job, chat: ChatFormat) -> tuple[int, str]:
 
 
 def plan(job: Job) -> Plan:
-    """The memory of a run on this machine. Where the tokenizer is not here, nothing is downloaded: sequences are
-    planned at model.max_seq_length."""
+    """The memory plan of a run on this machine. Downloads nothing: without a local tokenizer, sequences are planned at
+    model.max_seq_length."""
     recipe, stage, processes = job.recipe, job.stage, world().size
     try:
         tokens, _ = longest_sequence(job, chat_format(recipe, download=False))
@@ -118,12 +118,12 @@ def plan(job: Job) -> Plan:
             micro_batch=micro_batch_size(stage, processes),
             base=memory_here()[2],
         )
-    except RuntimeError as error:  # an operation of the model's own that needs numbers: of experts, in float32
+    except RuntimeError as error:  # some models need values, which fake tensors lack: experts in float32
         raise RunError(f"{recipe.model.name}: its memory cannot be planned: {one_line(error)}") from None
 
 
 def print_plan(job: Job, console: InertConsole) -> None:
-    """--dry-run: the resolved recipe, what would be done, and the memory that it would take."""
+    """--dry-run: print the resolved recipe, the plan of the run, and the memory that it needs."""
     if job.begun:
         find_resumable(job.folder, job.stage, job.recipe, console.print)
     console.print(dump_recipe(job.recipe))
@@ -134,19 +134,20 @@ def print_plan(job: Job, console: InertConsole) -> None:
 
 
 def begin(job: Job, note: Note) -> None:
-    """Write down what a new run is. With run.json, the last file, it has begun."""
+    """Write the files of a new run. run.json, the last file, marks it as begun."""
     if world().rank == 0 and not job.begun:
         write_dropped_aside(job.dataset, job.folder, note)
         start_run(job.folder, job.recipe, job.facts)
 
 
 def run(job: Job, console: Console, owner: Owner | None = None) -> Path:
-    """Train, save into the job's folder, draw curve.png; returns the folder, which is this process's own.
+    """Train, save into the job's folder, and draw curve.png. This process must own the folder. Returns the folder.
 
-    Raises Interrupted after a SIGINT, SIGTERM or SIGHUP, with what was done saved; RunError where it cannot go on.
+    Raises Interrupted after SIGINT, SIGTERM or SIGHUP, when the finished steps are saved. Raises RunError if the run
+    cannot continue.
     """
     try:
-        metrics = _trained(job, console, owner or Owner(job.folder))
+        metrics = _train(job, console, owner or Owner(job.folder))
     except (Interrupted, KeyboardInterrupt) as stop:
         last, _ = find_last(job.folder)
         kept = f"{last} is saved" if last else "no checkpoint was saved"
@@ -158,8 +159,8 @@ def run(job: Job, console: Console, owner: Owner | None = None) -> Path:
     return job.folder
 
 
-def _trained(job: Job, console: Console, owner: Owner) -> Sequence[Metrics]:
-    """The log of the run, which is trained and saved when this returns."""
+def _train(job: Job, console: Console, owner: Owner) -> Sequence[Metrics]:
+    """Train, and save the result. Returns the log of the run."""
     last, metrics = find_resumable(job.folder, job.stage, job.recipe, console.print) if job.begun else (None, [])
     console.print(
         f"{job.name}: {job.recipe.model.name} on {resolve_backend(job.recipe.model)}, {resolve_loss(job.recipe)} loss, "
@@ -170,7 +171,7 @@ def _trained(job: Job, console: Console, owner: Owner) -> Sequence[Metrics]:
     with StopOnSignal() as stop:
         policy = load_policy(job.recipe, job.start, trainable=True)
         if world().rank == 0:
-            _require_still_there(owner)
+            _require_folder(owner)
         if policy.chat.rule:
             console.print(policy.chat.rule, soft_wrap=True)
         reporter = TerminalReporter(console, job.stage, stop)
@@ -195,22 +196,23 @@ def _train_from(last: Path | None, trainer: ScoreTrainer, stop: StopOnSignal) ->
     except StepDropped:
         trainer.save_last_step()
         raise Interrupted(stop.signum or signal.SIGINT) from None
-    except UserError as error:  # of the reward function, in the middle of a night
+    except UserError as error:  # raised by the reward function
         if trainer.state.global_step == (step_of(last) if last else 0) or trainer.args.world_size > 1:
             raise
         trainer.save_last_step()
-        raise RunError(f"{error}; {trainer.checkpoints.last_saved()}, go on from it with --resume") from None
+        raise RunError(f"{error}; {trainer.checkpoints.last_saved()}, continue from it with --resume") from None
 
 
-def _require_still_there(owner: Owner) -> None:
+def _require_folder(owner: Owner) -> None:
     try:
         owner.confirm()
     except OSError:
-        raise UserError(f"{owner.folder}: is no longer there: it was removed while the model was loading") from None
+        raise UserError(f"{owner.folder}: was removed while the model was loading") from None
 
 
 def _validation_is_due(metrics: Sequence[Metrics], last: Path | None, stage: Stage1 | Stage2) -> bool:
-    """Before the first step, and where a kill came between a step's checkpoint and its validation."""
+    """Whether to validate before the next step: in a new run, and if a kill came between a checkpoint and its
+    validation."""
     if last is None:
         return True
     done = step_of(last)
@@ -221,6 +223,6 @@ def _draw_curve(job: Job, metrics: Sequence[Metrics], console: Console) -> None:
     path = job.folder / "curve.png"
     try:
         draw_learning_curve(metrics, f"{job.folder.name}: {job.name}", path)
-    except Exception as error:  # a full disk, a font, a setting of matplotlib's: what was trained is saved
+    except Exception as error:  # a full disk, a font, a matplotlib setting: the trained policy is already saved
         why = getattr(error, "strerror", None) or one_line(error)
         console.print(f"{path}: not drawn: {why}", soft_wrap=True)

@@ -78,7 +78,7 @@ def test_a_conversation(trained, tmp_path):
     assert exchange["question"] == "What is 123 + 456?"
     assert len(exchange["attempts"]) == 3
     terminal.type("/reset\n")
-    terminal.wait_for("forgotten")
+    terminal.wait_for("record cleared")
     terminal.type("/again\n")
     terminal.wait_for("ask a question first")
     terminal.wait_for("you> ")

@@ -311,7 +311,10 @@ def test_a_missing_converter_is_one_line_before_anything_is_loaded(named, tmp_pa
     ("code", "said"),
     [
         ("print('INFO'); print('ValueError: no such family', file=sys.stderr); print(); sys.exit(1)", "no such family"),
-        ("Path(sys.argv[sys.argv.index('--outfile') + 1]).write_text('half'); sys.exit(3)", r"code 3\): no word why"),
+        (
+            "Path(sys.argv[sys.argv.index('--outfile') + 1]).write_text('half'); sys.exit(3)",
+            r"code 3\): it printed nothing",
+        ),
         ("print('done')", "done"),  # and wrote nothing
         ("Path(sys.argv[sys.argv.index('--outfile') + 1]).touch(); print('x' * 9999)", r"code 0\): x{297}\.\.\.$"),
     ],
@@ -359,7 +362,7 @@ def test_who_ends_an_export_ends_its_converter_too(run, tmp_path):
             with pytest.raises(ProcessLookupError):
                 os.kill(int(pid.read_text()), 0)
     os.kill(int(pid.read_text()), signal.SIGKILL)
-    with pytest.raises(UserError, match=r"an export that was killed left behind, .*/out/\.partial; remove that"):
+    with pytest.raises(UserError, match=r"what a killed export left behind, .*/out/\.partial; remove that"):
         export_checkpoint(open_checkpoint(str(run)), "adapter", tmp_path / "out", lambda _: None)
 
 
@@ -542,5 +545,5 @@ def test_a_closing_token_that_a_modelfile_cannot_hold_is_refused_before_a_model_
 
 def test_a_template_that_writes_the_place_of_a_message_itself_is_refused(recipe):
     chat = ChatFormat(chatml(CHATML.replace("You are Qwen", "{{ .Content }}")), recipe.prompt.correction)
-    with pytest.raises(UserError, match=r"writes '\{\{ \.Content \}\}' itself; take --format merged-16bit"):
+    with pytest.raises(UserError, match=r"writes '\{\{ \.Content \}\}' itself; use --format merged-16bit"):
         ollama_template(chat)

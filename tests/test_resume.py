@@ -258,7 +258,7 @@ def test_a_reward_function_that_fails_in_the_night_costs_no_step(tmp_path):
     done = scorefast_here(*command, *longer, cwd=tmp_path)
     assert done.returncode == 1
     assert "the judge is down" in done.stderr
-    assert done.stderr.endswith("the last checkpoint is run/checkpoint-2, go on from it with --resume\n")
+    assert done.stderr.endswith("the last checkpoint is run/checkpoint-2, continue from it with --resume\n")
     (tmp_path / "mended").touch()
     done = scorefast_here(*command, *longer, "--resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
