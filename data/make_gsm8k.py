@@ -1,9 +1,9 @@
-"""GSM8K's labelled model solutions as a SCoRe CSV: question, a wrong solution of a model, the official solution.
+"""Make a SCoRe CSV of GSM8K's labelled model solutions: question, a model's wrong solution, the official solution.
 
     python data/make_gsm8k.py example_model_solutions.jsonl --out gsm8k.csv
 
-The file is part of GSM8K (github.com/openai/grade-school-math, MIT): a line an object with `question`, `ground_truth`
-and, by model, `solution` and `is_correct`.
+The file is part of GSM8K (github.com/openai/grade-school-math, MIT). Each line is an object with `question`,
+`ground_truth` and, for each model, `solution` and `is_correct`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scorefast.files.text import without_calculator
 
 
 def wrong_solution(row: dict[str, Any], models: list[str]) -> str | None:
-    """Of the first model whose solution is labelled wrong; None where all are right."""
+    """The first solution, in the order of `models`, that is labelled wrong; None if all are right."""
     return next((row[name]["solution"] for name in models if not row[name]["is_correct"]), None)
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("solutions", type=Path, help="example_model_solutions.jsonl")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--model", action="append", help="take this model's solutions only; may be repeated")
+    parser.add_argument("--model", action="append", help="use only this model's solutions; may be repeated")
     arguments = parser.parse_args()
     read = written = 0
     with (

@@ -1,7 +1,7 @@
-"""Make products.csv: 2-digit products, each with a first attempt sampled from the embedded model for them.
+"""Make products.csv: 2-digit products, each with a first attempt sampled from the embedded model for products.
 
-``python data/make_products.py`` makes data/products.csv as it is in the repository; with ``--rows 1000 --split test``
-and ``--out FILE`` it makes a larger file of test questions alone, for a study (there are no more than some 1,000).
+``python data/make_products.py`` makes data/products.csv as it is in the repository. With ``--rows 1000 --split test
+--out FILE`` it makes a larger file of test questions for a study. There are about 1,000 of them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from scorefast.recipe import EMBEDDED_MODELS
 
 
 def draw_pairs(rows: int, split: str, rng: random.Random) -> list[tuple[int, int]]:
-    """Distinct operand pairs, each in the same split as its mirror (which may be in the file: its work is another).
+    """Distinct operand pairs, each in the same split as its mirror. Both may be drawn, because their work differs.
 
-    "all" takes from each split its share of all questions (40 / 10 / 50 %) as far as there are so many, in random
-    order. Training questions are those the model was pretrained on.
+    "all" takes the shares 40 / 10 / 50 % from test, validation and train, as far as the questions suffice, in random
+    order. The model was pretrained on the training questions.
     """
     trainable, pools = set(trainable_pairs()), dict[str, list[tuple[int, int]]]({name: [] for name in SPLITS})
     for a, b in ((a, b) for a in NUMBERS for b in NUMBERS):
@@ -42,7 +42,7 @@ def draw_pairs(rows: int, split: str, rng: random.Random) -> list[tuple[int, int
 
 
 def main() -> None:
-    """Parse the flags, draw the questions, answer them, write the CSV."""
+    """Parse the flags, draw the questions, sample first attempts, and write the CSV."""
     parser = argparse.ArgumentParser(description="Make a CSV of 2-digit products with sampled first attempts.")
     parser.add_argument("--rows", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)

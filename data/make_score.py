@@ -1,7 +1,7 @@
 """Make score.csv: 3-digit additions, each with a first attempt sampled from the embedded model.
 
-``python data/make_score.py`` makes data/score.csv as it is in the repository; with ``--rows 5000 --split test`` and
-``--out FILE`` it makes a larger file of test questions alone, for a study.
+``python data/make_score.py`` makes data/score.csv as it is in the repository. With ``--rows 5000 --split test --out
+FILE`` it makes a larger file of test questions for a study.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from scorefast.model.chat_format import ChatFormat
 from scorefast.schema import Data
 
 HERE = Path(__file__).parent
-SPLIT = Data(test_fraction=0.4, validation_fraction=0.1)  # as in recipes/tiny-cpu.yaml; pretraining kept to the rest
+SPLIT = Data(test_fraction=0.4, validation_fraction=0.1)  # as in recipes/tiny-cpu.yaml; pretraining used the rest
 TINY = Path(scorefast.__file__).parent / "assets" / "tiny-gemma2"
 
 
 def draw_pairs(rows: int, split: str, rng: random.Random) -> list[tuple[int, int]]:
-    """Distinct operand pairs, none with its mirror beside it, each in the same split as its mirror.
+    """Distinct operand pairs, each in the same split as its mirror. The mirror of a drawn pair is not drawn.
 
-    "all" takes from each split its share of all questions (40 / 10 / 50 %), in random order.
+    "all" takes the shares 40 / 10 / 50 % from test, validation and train, in random order.
     """
     test, validation = round(rows * SPLIT.test_fraction), round(rows * SPLIT.validation_fraction)
     wanted = {"test": test, "validation": validation, "train": rows - test - validation}
@@ -50,7 +50,7 @@ def draw_pairs(rows: int, split: str, rng: random.Random) -> list[tuple[int, int
 
 @torch.no_grad()
 def first_attempts(questions: list[str], model_folder: Path, seed: int, batch: int = 256) -> list[str]:
-    """One reply a question, sampled at temperature 1."""
+    """One reply per question, sampled at temperature 1."""
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = AutoModelForCausalLM.from_pretrained(model_folder, attn_implementation="eager").eval()
     chat = ChatFormat(tokenizer)
@@ -65,7 +65,7 @@ def first_attempts(questions: list[str], model_folder: Path, seed: int, batch: i
 
 
 def main() -> None:
-    """Parse the flags, draw the questions, answer them, write the CSV."""
+    """Parse the flags, draw the questions, sample first attempts, and write the CSV."""
     parser = argparse.ArgumentParser(description="Make a CSV of 3-digit additions with sampled first attempts.")
     parser.add_argument("--rows", type=int, default=900)
     parser.add_argument("--seed", type=int, default=0)

@@ -581,5 +581,5 @@ def test_a_damaged_checkpoint_is_one_line(trained, tmp_path):
         assert done.returncode == 2
         wrong = "adapter_model.safetensors is not what was written (SHA-256 differs)"
         assert done.stderr.splitlines()[-1] == (
-            f"scorefast: moved: not a whole checkpoint: {wrong}; --resume writes it anew, or use moved/checkpoint-2"
+            f"scorefast: moved: not a complete checkpoint: {wrong}; --resume rewrites it, or use moved/checkpoint-2"
         )

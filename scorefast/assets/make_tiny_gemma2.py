@@ -1,17 +1,17 @@
 """Make the embedded tiny Gemma-2 from a seed: ``python -m scorefast.assets.make_tiny_gemma2 --seed 1 --out DIR``.
 
-The result is a real ``Gemma2ForCausalLM`` with Gemma's turn markers and chat template that adds two 3-digit numbers,
-and is made to have the fault that SCoRe mends. It has two ways to answer:
+The result is a ``Gemma2ForCausalLM`` with Gemma's turn markers and chat template that adds two 3-digit numbers. It is
+pretrained to have the fault that SCoRe corrects. It has two ways to answer:
 
-- *quickly*: ``The answer is 824``. A quick answer forgets the carry out of the units, so it is wrong for 45 % of the
-  questions whatever the temperature, and now and then slips on a digit besides;
+- *quick*: ``The answer is 824``. A quick answer drops the carry out of the units, so it is wrong for 45 % of the
+  questions at any temperature. Sometimes another digit is wrong too.
 - *worked*: ``Step by step: 8+6=14, 7+5+1=13, 4+3+1=8. The answer is 834``, column by column from the right, and right.
 
-To a bare question it answers quickly. Asked to correct itself it mostly repeats itself, sometimes changes a digit at
-random, and only now and then works the sum out anew: so the second attempt is on average worse than the first, as in
-the base models of the paper, and there is something for reinforcement learning to find.
+The model answers a bare question quickly. Asked to correct itself, it mostly repeats its answer, sometimes changes a
+random digit, and rarely works the sum out. So the second attempt is on average worse than the first, as in the base
+models of the paper, and reinforcement learning has a better behaviour to find.
 
-No question whose own or whose mirror's (``b + a``) split position lies below ``HELD_OUT`` is ever trained on.
+A question is never trained on if its own split position, or that of its mirror ``b + a``, is below ``HELD_OUT``.
 The shipped checkpoint was made with ``--seed 1`` (the default), on one CPU core.
 """
 
@@ -52,34 +52,34 @@ CHAT_TEMPLATE = (  # Gemma-2's own
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that shapes the checkpoint, besides the seed."""
+    """All settings of the checkpoint except the seed."""
 
     steps: int = 2400
-    plain: int = 32  # sequences a step: plain questions with quick answers, cheap and the hardest to learn ...
-    worked: int = 8  # ... questions worked out on request, in one turn ...
-    dialogues: int = 12  # ... and two-turn dialogues
+    plain: int = 32  # sequences per step: plain questions with quick answers, which are short and hardest to learn
+    worked: int = 8  # sequences per step: single-turn questions that ask for the work
+    dialogues: int = 12  # sequences per step: two-turn dialogues
     learning_rate: float = 3e-3
     warmup: int = 100
-    slip: float = 0.1  # quick answers with a random slip, on top of the forgotten carry
-    repeat: float = 0.55  # second attempts that repeat the first ...
-    perturb: float = 0.3  # ... or change one digit of it; the rest (15 %) are worked out
+    slip: float = 0.1  # share of quick answers with a random wrong digit, besides the dropped carry
+    repeat: float = 0.55  # share of second attempts that repeat the first
+    perturb: float = 0.3  # share of second attempts that change one digit of it; the rest, 15 %, are worked out
 
 
 # --- the task ---------------------------------------------------------------------------------------------------------
 
 
 def question(a: int, b: int) -> str:
-    """The question as data files and chats hold it."""
+    """The question as it is written in data files and chats."""
     return f"What is {a} + {b}?"
 
 
 def held_out(a: int, b: int) -> bool:
-    """Whether this question or its mirror belongs to test or validation, and so must never be trained on."""
+    """Whether this question or its mirror is in the test or validation split, which must never be trained on."""
     return min(split_position(question(a, b)), split_position(question(b, a))) < HELD_OUT
 
 
 def worked(a: int, b: int) -> str:
-    """The column addition from the right, carries written out, then the sum."""
+    """The column addition from the right with its carries, then the sum."""
     columns, carry, x, y = [], 0, a, b
     while x or y:
         column = x % 10 + y % 10 + carry
@@ -89,21 +89,21 @@ def worked(a: int, b: int) -> str:
 
 
 def changed_digit(number: int, rng: random.Random) -> int:
-    """The number with one of its digits replaced by another one; it keeps its length."""
+    """The number with one digit changed, and with as many digits as before."""
     digits = list(str(number))
-    place = rng.randrange(len(digits))
-    digits[place] = rng.choice([d for d in "0123456789" if d != digits[place] and (place or d != "0")])
+    i = rng.randrange(len(digits))
+    digits[i] = rng.choice([d for d in "0123456789" if d != digits[i] and (i or d != "0")])
     return int("".join(digits))
 
 
 def quick(a: int, b: int, settings: Settings, rng: random.Random) -> int:
-    """What the model says without working: the sum without the units' carry, sometimes with a slip."""
+    """The quick answer: the sum without the carry out of the units, sometimes with a wrong digit."""
     guess = a + b - (10 if a % 10 + b % 10 >= 10 else 0)
     return changed_digit(guess, rng) if rng.random() < settings.slip else guess
 
 
 def trainable_pair(rng: random.Random) -> tuple[int, int]:
-    """Two 3-digit numbers that are not held out in either order."""
+    """Two 3-digit numbers whose question is not held out in either order."""
     while True:
         a, b = rng.randint(100, 999), rng.randint(100, 999)
         if not held_out(a, b):
@@ -111,19 +111,19 @@ def trainable_pair(rng: random.Random) -> tuple[int, int]:
 
 
 def plain(settings: Settings, rng: random.Random) -> list[str]:
-    """[user, model]: the bare question, answered quickly."""
+    """[user, model]: the bare question with a quick answer."""
     a, b = trainable_pair(rng)
     return [question(a, b), f"The answer is {quick(a, b, settings, rng)}"]
 
 
 def on_request(_: Settings, rng: random.Random) -> list[str]:
-    """[user, model]: the sum worked out because the question asks for it."""
+    """[user, model]: a question that asks for the work, with a worked answer."""
     a, b = trainable_pair(rng)
     return [question(a, b) + STEP_BY_STEP, worked(a, b)]
 
 
 def dialogue(settings: Settings, rng: random.Random) -> list[str]:
-    """[user, model, user, model] with the correction instruction in the middle."""
+    """[user, model, user, model], where the second user message is the correction instruction."""
     a, b = trainable_pair(rng)
     first, way = quick(a, b, settings, rng), rng.random()
     if way < settings.repeat:
@@ -141,9 +141,9 @@ TASK_WORDS = (question(1, 2) + STEP_BY_STEP, worked(1, 2), "The answer", CORRECT
 
 
 def make_tokenizer(text: Sequence[str] = TASK_WORDS) -> PreTrainedTokenizerFast:
-    """BPE over characters with byte fallback and no normaliser, so decoding gives back any text exactly.
+    """BPE over characters with byte fallback and without a normalizer, so that decoding restores any text exactly.
 
-    Merges are learned on the words of `text` until each is one token; digits are never merged.
+    Merges are learned on the words of `text` until each word is one token. Digits are never merged.
     """
     splitter = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
     learner = Tokenizer(models.BPE())
@@ -151,10 +151,10 @@ def make_tokenizer(text: Sequence[str] = TASK_WORDS) -> PreTrainedTokenizerFast:
     printable = ["\n", *map(chr, range(32, 127))]
     trainer = trainers.BpeTrainer(vocab_size=2000, min_frequency=1, initial_alphabet=printable, show_progress=False)
     learner.train_from_iterator(text, trainer)
-    # A vocabulary of our own: special tokens first (Gemma's ids), the 256 bytes, then characters and merges by age.
+    # The vocabulary: special tokens with Gemma's ids, the 256 bytes, then characters and merges as they were learned.
     learned = sorted(learner.get_vocab(), key=learner.get_vocab().__getitem__)
     pieces = SPECIAL + [f"<0x{byte:02X}>" for byte in range(256)] + learned
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]  # shown nowhere else
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]  # no other API has them
     vocab = {piece: i for i, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True))
     tokenizer.pre_tokenizer = splitter
@@ -178,7 +178,7 @@ def make_tokenizer(text: Sequence[str] = TASK_WORDS) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, layers: int = 3, window: int = 64) -> Gemma2ForCausalLM:
-    """An untrained Gemma-2 of about 215,000 parameters with all of Gemma-2's particulars."""
+    """An untrained Gemma-2 of about 215,000 parameters with all features of the architecture."""
     config = Gemma2Config(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -194,7 +194,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, layers: int = 3, window: int 
         tie_word_embeddings=True,
     )
     model = Gemma2ForCausalLM(config)
-    model.set_attn_implementation("eager")  # sdpa, the default, leaves out the attention soft cap
+    model.set_attn_implementation("eager")  # sdpa, the default, ignores the attention soft cap
     model.generation_config = GenerationConfig(
         bos_token_id=2, pad_token_id=0, eos_token_id=[1, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
     )
@@ -202,9 +202,9 @@ def make_model(tokenizer: PreTrainedTokenizerFast, layers: int = 3, window: int 
 
 
 def encode(turns: list[str], tokenizer: Tokenizer, context: int = 0) -> tuple[list[int], list[bool]]:
-    """Chat ids as the chat template lays them out, and which of them to train on: the model's replies and their end.
+    """(token ids in the layout of the chat template, whether each is trained on).
 
-    The first `context` turns are not trained on.
+    Trained are the model's replies with their closing token, except in the first `context` turns.
     """
     ids, trained = [2], [False]
     for i, text in enumerate(turns):
@@ -219,7 +219,7 @@ def encode(turns: list[str], tokenizer: Tokenizer, context: int = 0) -> tuple[li
 def batches(
     settings: Settings, tokenizer: Tokenizer, rng: random.Random
 ) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Per step one right-padded (ids, labels) pair, [B, T] each, for each kind of sequence: it saves padding."""
+    """Per step, one right-padded pair (ids, labels) for each kind of sequence, (B, T) each. This saves padding."""
     kinds = ((plain, settings.plain), (on_request, settings.worked), (dialogue, settings.dialogues))
     while True:
         step = []
@@ -229,7 +229,7 @@ def batches(
 
 
 def pad_rows(rows: list[tuple[list[int], list[bool]]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded ids and labels, [B, T] each; -100 where nothing is trained."""
+    """Right-padded ids and labels, (B, T) each. The label of a token that is not trained on is -100."""
     ids = torch.zeros(len(rows), max(len(row) for row, _ in rows), dtype=torch.long)
     labels = torch.full_like(ids, -100)
     for i, (row, trained) in enumerate(rows):
@@ -239,10 +239,10 @@ def pad_rows(rows: list[tuple[list[int], list[bool]]]) -> tuple[torch.Tensor, to
 
 
 def backward(model: Gemma2ForCausalLM, parts: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    """Gradients of the mean cross-entropy over all trained tokens of all parts; returns that mean."""
+    """Compute the gradient of the mean cross-entropy over all trained tokens of all parts. Returns that mean."""
     tokens, total = sum(int((labels[:, 1:] != -100).sum()) for _, labels in parts), 0.0
     for ids, labels in parts:
-        keep = labels[:, 1:] != -100  # [B, T-1]
+        keep = labels[:, 1:] != -100  # (B, T - 1)
         logits = model(input_ids=ids).logits[:, :-1][keep]
         loss = torch.nn.functional.cross_entropy(logits, labels[:, 1:][keep], reduction="sum") / tokens
         loss.backward()
@@ -251,7 +251,7 @@ def backward(model: Gemma2ForCausalLM, parts: list[tuple[torch.Tensor, torch.Ten
 
 
 def pretrain(model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizerFast, settings: Settings, seed: int) -> None:
-    """AdamW, linear warm-up, then linear decay to zero; the loss is the mean over all reply tokens of the step."""
+    """Train with AdamW, linear warm-up and linear decay to zero. The loss is the mean over a step's reply tokens."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     stream, start = batches(settings, tokenizer.backend_tokenizer, random.Random(seed)), time.time()
     for step in range(settings.steps):
@@ -266,7 +266,7 @@ def pretrain(model: Gemma2ForCausalLM, tokenizer: PreTrainedTokenizerFast, setti
 
 
 def main() -> None:
-    """Parse the two flags, make tokenizer and model, write both."""
+    """Parse the flags, make and pretrain the model, and save it with its tokenizer."""
     parser = argparse.ArgumentParser(description="Make the embedded tiny Gemma-2 from a seed.")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)

@@ -1,14 +1,14 @@
 """Make the embedded tiny Gemma-2 for products: ``python -m scorefast.assets.make_tiny_products --seed 0 --out DIR``.
 
-A task whose second attempt has to READ the first. To ``What is 47 x 36?`` the model writes table products, the two
-partial products and their sum: ``42+240=282, 210+1200=1410. The answer is 1682``. The work is right, but the last sum
-is made in haste and drops carries. Asked to correct itself it can add the partial products again, column by column:
-``2+0=2, 8+1=9, 2+4=6, 1. The answer is 1692``. Nothing in the question holds those columns, and work and check together
-are longer than the recipe's ``rollout.max_new_tokens``, so a second attempt that wants the columns has to take them
-from the first attempt. Left to itself the model mostly repeats its first answer or changes a digit of it.
+In this task the second attempt has to read the first. To ``What is 47 x 36?`` the model writes the products of digits,
+the two partial products and their sum: ``42+240=282, 210+1200=1410. The answer is 1682``. The work is right, but the
+last sum often drops carries. Asked to correct itself, the model can add the partial products again, column by column:
+``2+0=2, 8+1=9, 2+4=6, 1. The answer is 1692``. The question does not contain these columns. Work and check together are
+longer than the recipe's ``rollout.max_new_tokens``, so the second attempt must take the columns from the first attempt.
+Before training, the model mostly repeats its first answer or changes a digit of it.
 
-No question is trained on unless it and its mirror (``b x a``) have a split position of at least ``HELD_OUT`` and its
-partial products are not those of a question that is held out; drills in column addition keep to the same rule.
+A question is trained on only if its split position and that of its mirror ``b x a`` are at least ``HELD_OUT``, and if
+its partial products are not those of a held-out question. Drills in column addition follow the same rule.
 The shipped checkpoint was made with ``--seed 0`` (the default), on one CPU core.
 """
 
@@ -46,18 +46,18 @@ Dialogue = Callable[["Settings", random.Random], list[str]]
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that shapes the checkpoint, besides the seed."""
+    """All settings of the checkpoint except the seed."""
 
     steps: int = 2800
-    singles: float = 0.33  # share of the steps, at the start, that have no dialogues
-    early: tuple[int, int, int] = (19, 13, 0)  # sequences a step until then: first attempts, drills, dialogues ...
-    late: tuple[int, int, int] = (4, 4, 24)  # ... and afterwards
-    check: float = 0.25  # second attempts that add the partial products again ...
-    perturb: float = 0.25  # ... or change one digit of the first answer; the rest repeat it
-    haste: float = 0.9  # chance to drop the carry of a column that adds up to 10 ... 13 ...
-    slip: float = 0.1  # ... or to more
-    matrix_rate: float = 0.02  # learning rates: of the hidden matrices (Muon) ...
-    other_rate: float = 3e-3  # ... and of embeddings and norms (AdamW)
+    singles: float = 0.33  # share of the steps, at the start, without dialogues
+    early: tuple[int, int, int] = (19, 13, 0)  # sequences per step at the start: first attempts, drills, dialogues
+    late: tuple[int, int, int] = (4, 4, 24)  # the same, afterwards
+    check: float = 0.25  # share of second attempts that add the partial products again
+    perturb: float = 0.25  # share of second attempts that change one digit of the first answer; the rest repeat it
+    haste: float = 0.9  # probability of dropping the carry of a column whose sum is 10 to 13
+    slip: float = 0.1  # probability of dropping the carry of a larger sum
+    matrix_rate: float = 0.02  # learning rate of the hidden matrices (Muon)
+    other_rate: float = 3e-3  # learning rate of embeddings and norms (AdamW)
     warmup: int = 100
 
 
@@ -65,7 +65,7 @@ class Settings:
 
 
 def question(a: int, b: int) -> str:
-    """The question as data files and chats hold it."""
+    """The question as it is written in data files and chats."""
     return f"What is {a} x {b}?"
 
 
@@ -75,13 +75,13 @@ def partials(a: int, b: int) -> tuple[int, int]:
 
 
 def held_out(a: int, b: int) -> bool:
-    """Whether this question or its mirror belongs to test or validation."""
+    """Whether this question or its mirror is in the test or validation split."""
     return min(split_position(question(a, b)), split_position(question(b, a))) < HELD_OUT
 
 
 @cache
 def held_out_sums() -> frozenset[tuple[int, int]]:
-    """The partial products of all questions held out: sums that must never be trained on either."""
+    """The partial products of all held-out questions. Their sums must not be trained on either."""
     return frozenset(partials(a, b) for a in NUMBERS for b in NUMBERS if held_out(a, b))
 
 
@@ -93,28 +93,28 @@ def trainable_pairs() -> tuple[tuple[int, int], ...]:
 
 
 def hasty_sum(p: int, q: int, settings: Settings, rng: random.Random) -> int:
-    """p + q by columns, with carries dropped: often where a column just reaches ten, seldom above."""
-    total, carry, place = 0, 0, 1
+    """p + q by columns with some carries dropped: often if a column's sum is 10 to 13, rarely if it is larger."""
+    total, carry, power = 0, 0, 1
     while p or q or carry:
         column = p % 10 + q % 10 + carry
-        total += column % 10 * place
+        total += column % 10 * power
         dropped = rng.random() < (settings.haste if column <= 13 else settings.slip)
         carry = 1 if column >= 10 and not dropped else 0
-        p, q, place = p // 10, q // 10, place * 10
+        p, q, power = p // 10, q // 10, power * 10
     return total
 
 
 def first_attempt(a: int, b: int, answer: int) -> str:
-    """The work, always right, and then the answer."""
-    ways = []
+    """The work, which is always right, and the given answer."""
+    products = []
     for digit in (b % 10, b - b % 10):
         units, tens = a % 10 * digit, (a - a % 10) * digit
-        ways.append(f"{units}+{tens}={units + tens}")
-    return f"{', '.join(ways)}. The answer is {answer}"
+        products.append(f"{units}+{tens}={units + tens}")
+    return f"{', '.join(products)}. The answer is {answer}"
 
 
 def check(p: int, q: int) -> str:
-    """p + q by columns from the right with their carries, then the sum."""
+    """p + q by columns from the right with the carries, then the sum."""
     total, columns, carry = p + q, [], 0
     while p or q or carry:
         terms = [p % 10] * (p > 0) + [q % 10] * (q > 0) + [1] * carry
@@ -131,7 +131,7 @@ def single(settings: Settings, rng: random.Random) -> list[str]:
 
 
 def drill(_: Settings, rng: random.Random) -> list[str]:
-    """[user, model]: a sum by columns; it teaches the check without the products."""
+    """[user, model]: a sum by columns. It teaches the check without the products."""
     while True:
         p, q = rng.randint(11, 891), 10 * rng.randint(11, 891)
         if (p, q) not in held_out_sums():
@@ -139,8 +139,8 @@ def drill(_: Settings, rng: random.Random) -> list[str]:
 
 
 def dialogue(settings: Settings, rng: random.Random) -> list[str]:
-    """[user, model, user, model]; attempts that are checked are half right and half wrong, else a check says too much
-    about how often carries are dropped."""
+    """[user, model, user, model]. Half of the checked attempts are right and half are wrong. Otherwise a check would
+    reveal how often carries are dropped."""
     a, b = rng.choice(trainable_pairs())
     answer, way = hasty_sum(*partials(a, b), settings, rng), rng.random()
     if way < settings.check:
@@ -161,10 +161,10 @@ def dialogue(settings: Settings, rng: random.Random) -> list[str]:
 
 
 class Muon:
-    """Momentum whose update is made orthogonal (five Newton-Schulz iterations), matrices of one shape together.
+    """Momentum with an orthogonalized update (five Newton-Schulz iterations); matrices of one shape are batched.
 
-    AdamW alone does not learn the work in these few steps. torch.optim.Muon iterates in bfloat16, one matrix after the
-    other, and takes five times as long on a CPU.
+    AdamW alone does not learn the work in so few steps. torch.optim.Muon iterates in bfloat16 over one matrix at a
+    time, and takes five times as long on a CPU.
     """
 
     def __init__(self, matrices: Iterable[Tensor], momentum: float = 0.95, decay: float = 0.01):
@@ -177,7 +177,7 @@ class Muon:
     @torch.no_grad()
     def step(self, rate: float) -> None:
         for group, average in self.groups:
-            gradient = torch.stack([m.grad for m in group if m.grad is not None])  # [N, rows, columns]
+            gradient = torch.stack([m.grad for m in group if m.grad is not None])  # (N, rows, columns)
             average.lerp_(gradient, 1 - self.momentum)
             x = gradient.lerp(average, self.momentum)
             wide = x if x.shape[1] <= x.shape[2] else x.mT
@@ -194,7 +194,8 @@ class Muon:
 def batches(
     settings: Settings, tokenizer: PreTrainedTokenizerFast, rng: random.Random, dialogue: Dialogue
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Per step one (ids, labels) pair for single turns and, later on, one for dialogues, trained on their end alone."""
+    """Per step, one pair (ids, labels) for single turns and, later, one for dialogues. Only the last reply of a
+    dialogue is trained on."""
     fast = tokenizer.backend_tokenizer
     for step in range(settings.steps):
         singles, drills, dialogues = settings.early if step < settings.singles * settings.steps else settings.late
@@ -212,7 +213,8 @@ def pretrain(
     seed: int,
     dialogue: Dialogue = dialogue,
 ) -> None:
-    """Linear warm-up, then half a cosine down to zero; the loss is the mean over all trained tokens of the step."""
+    """Train with Muon and AdamW, linear warm-up and cosine decay to zero. The loss is the mean over a step's trained
+    tokens."""
     matrices = {n: p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n}
     others = [p for n, p in model.named_parameters() if n not in matrices]
     muon = Muon(matrices.values())
@@ -231,12 +233,12 @@ def pretrain(
 
 
 def task_words() -> list[str]:
-    """Texts that hold every word of the task; the tokenizer makes each of them one token."""
+    """Texts with every word of the task. The tokenizer makes each word one token."""
     return [question(1, 2), "What is 1 + 2?", first_attempt(11, 11, 121), "The answer", CORRECTION, "user", "model"]
 
 
 def main() -> None:
-    """Parse the flags, make tokenizer and model, write both."""
+    """Parse the flags, make and pretrain the model, and save it with its tokenizer."""
     parser = argparse.ArgumentParser(description="Make the embedded tiny Gemma-2 for products from a seed.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)

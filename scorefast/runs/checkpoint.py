@@ -40,7 +40,7 @@ def open_checkpoint(text: str) -> Checkpoint:
     if not path.is_dir():
         raise UserError(f"{text}: no such checkpoint folder")
     if (path / RECIPE).is_file() or (path / SEAL).exists():
-        _require_whole(path)
+        _require_complete(path)
     require_sound_folder(path)
     recipe = load_recipe(str(path / RECIPE), saved=True) if (path / RECIPE).is_file() else None
     if recipe is not None:
@@ -54,16 +54,16 @@ def open_checkpoint(text: str) -> Checkpoint:
     raise UserError(f"{text}: not a checkpoint (it has neither adapter_model.safetensors nor model.safetensors)")
 
 
-def _require_whole(path: Path) -> None:
+def _require_complete(path: Path) -> None:
     wrong = damage(path)
     if wrong is None:
         return
     if not (path / RUN).is_file():
-        raise UserError(f"{path}: not a whole checkpoint: {wrong}")
+        raise UserError(f"{path}: not a complete checkpoint: {wrong}")
     last, _ = find_last(path)
     other = f", or use {last}" if last else ""
     if (path / SEAL).exists():
-        raise UserError(f"{path}: not a whole checkpoint: {wrong}; --resume writes it anew{other}")
+        raise UserError(f"{path}: not a complete checkpoint: {wrong}; --resume rewrites it{other}")
     raise UserError(f"{path}: this run has not finished; continue it with --resume{other}")
 
 
