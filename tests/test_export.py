@@ -537,7 +537,7 @@ def test_a_closing_token_that_a_modelfile_cannot_hold_is_refused_before_a_model_
     shutil.copy(BASE / "config.json", base)
     monkeypatch.setenv("LLAMA_CPP", str(converter(tmp_path, "sys.exit(1)")))
     recipe = load_recipe("tiny-cpu", [f"model.name={base}"])
-    with pytest.raises(UserError, match="ends a reply of this model, and cannot be written in a Modelfile") as error:
+    with pytest.raises(UserError, match="ends a reply of this model and cannot be written in a Modelfile") as error:
         export_checkpoint(Checkpoint("x", tmp_path, True, str(base), recipe), "gguf", tmp_path / "out", pytest.fail)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
