@@ -87,7 +87,7 @@ def make_step(
 
     advantages, problem = torch.zeros_like(rewards), None  # (B, 2)
     if stage.on_policy:
-        # A reward function may return NaN or infinity, which None, a reward that does not apply, must not hide.
+        # In `rewards`, NaN means that no reward applies, so a NaN of the reward function is detected in `raw`.
         finite = raw is None or all(r is None or math.isfinite(r) for pair in raw for r in pair)
         advantages, problem = _advantages(rewards, questions, finite, processes)
 

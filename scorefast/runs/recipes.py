@@ -27,7 +27,7 @@ def chosen_recipe(source: str, overrides: list[str], start: Checkpoint | None, n
     checkpoint's recipe names.
     """
     if source == "auto" and start is not None and start.recipe is not None:
-        note(f"recipe: that of {start.path}")
+        note(f"recipe: from {start.path}")
         recipe = load_recipe(str(start.path / RECIPE), overrides, saved=True)
         if rewards:
             _require_named_by_the_user(start.path, recipe, overrides)
@@ -45,7 +45,7 @@ def resumed_recipe(run: Path, stage: str, source: str, overrides: list[str], not
     if source == "auto":
         wanted = load_recipe(str(run / RECIPE), overrides, saved=True)
         _require_named_by_the_user(run, wanted, overrides)
-        note(f"recipe: that of {run}")
+        note(f"recipe: from {run}")
     else:
         wanted = load_recipe(source, overrides)
     for key, (before, after) in changes_allowed(run, stage, began, wanted).items():
@@ -98,7 +98,7 @@ def _require_model(recipe: Recipe) -> Recipe:
     is_path = name.startswith((".", "~")) or name.count("/") > 1 or path.is_absolute()
     if is_path and not path.is_dir():
         sought = "" if path.is_absolute() else f" at {path.absolute()}"
-        raise UserError(f"model.name: {name}: no such folder{sought} (a recipe may begin with how to make it)")
+        raise UserError(f"model.name: {name}: no such folder{sought}; the top of its recipe may say how to make it")
     return recipe
 
 

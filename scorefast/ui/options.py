@@ -62,7 +62,7 @@ def overrides(
         if equals and ours.strip() and theirs.strip():
             found.append(f"data.columns.{ours.strip()}={json.dumps(theirs.strip())}")
         elif columns is not None:
-            raise UserError(f"--columns {columns}: expected ours=yours,..., for example question=problem")
+            raise UserError(f"--columns {columns}: expected field=column,..., for example question=problem")
     if on_error not in (None, "stop", "skip"):
         raise UserError(f"--on-error {on_error}: expected stop or skip")
     if on_error is not None:
