@@ -81,7 +81,7 @@ class ScoreTrainer(Trainer):
         self.auto_batch = AutoBatchSize(recipe.rollout.batch_size, self.micro_batch, self.reporter.note, last_saved)
         roll_out = roll_out or default_roll_out(stage)
         self.sampler = Sampler(policy, recipe.rollout, stage, roll_out, seed, self.auto_batch, self.reporter)
-        self.step, self._random_state = StepRecord(), RandomState.now()
+        self.record, self._random_state = StepRecord(), RandomState.now()
         self._resumed_from: str | None = None
         super().__init__(
             model=policy.model,
@@ -124,7 +124,7 @@ class ScoreTrainer(Trainer):
             processes=processes,
         )
         self.reporter.show(self.state.global_step + 1, step.graded)
-        self.step = StepRecord(rollout_metrics(step, self.stage.turns_sampled, self.sampler.seconds), step.problem)
+        self.record = StepRecord(rollout_metrics(step, self.stage.turns_sampled, self.sampler.seconds), step.problem)
         return step.batches, step.normalizer.to(device)
 
     # --- loss and gradient -------------------------------------------------------------------------------------
@@ -140,14 +140,14 @@ class ScoreTrainer(Trainer):
         assert num_items_in_batch is not None
         loss, stats, turn = micro_batch_loss(model, self.policy, inputs, self.recipe)
         trajectories = int((inputs["turn"] == 2).any(1).sum())  # every trajectory has one row with a second attempt
-        self.step.add_loss(stats, turn, trajectories)
+        self.record.add_loss(stats, turn, trajectories)
         # DDP averages gradients over processes, but the normalizer already counts all of them.
         return loss * self.args.world_size / num_items_in_batch
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Accumulate the gradient of a micro-batch, in as many pieces as memory requires."""
         self.reporter.interrupt()
-        self.step.batches.append(inputs)
+        self.record.batches.append(inputs)
 
         def gradient(batch: Batch) -> Tensor:
             rows, size = len(batch["input_ids"]), self.auto_batch.rows
@@ -157,14 +157,14 @@ class ScoreTrainer(Trainer):
 
         def whole_step() -> Tensor:
             model.zero_grad()
-            self.step.forget_loss()
-            return [gradient(batch) for batch in self.step.batches][-1]
+            self.record.forget_loss()
+            return [gradient(batch) for batch in self.record.batches][-1]
 
         alone = self.args.world_size == 1
         loss = self.auto_batch.retry_training(partial(gradient, inputs), whole_step, alone=alone)
         if bool(loss.isfinite()):
             return loss
-        self.step.problem = self.step.problem or "the loss is not finite"
+        self.record.problem = self.record.problem or "the loss is not finite"
         return torch.zeros_like(loss)  # a NaN would stay in the Trainer's running sum
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
@@ -172,12 +172,12 @@ class ScoreTrainer(Trainer):
         its own state. This is the Trainer's last call before the optimizer."""
         norm: Tensor | float = super()._get_grad_norm(model, grad_norm=grad_norm)
         if not math.isfinite(float(norm)):
-            self.step.problem = self.step.problem or "the gradient is not finite"
-        if self.step.highest_kl() > self.stage.max_kl:
-            self.step.problem = self.step.problem or f"KL is above {self.stage.name}.max_kl"
-        bad = torch.tensor(self.step.problem is not None, device=self.args.device)
+            self.record.problem = self.record.problem or "the gradient is not finite"
+        if self.record.highest_kl() > self.stage.max_kl:
+            self.record.problem = self.record.problem or f"KL is above {self.stage.name}.max_kl"
+        bad = torch.tensor(self.record.problem is not None, device=self.args.device)
         if bool(self.accelerator.gather(bad).any()):
-            self.step.problem = self.step.problem or "another process skips the step"
+            self.record.problem = self.record.problem or "another process skips the step"
             model.zero_grad()
         return norm
 
@@ -199,12 +199,12 @@ class ScoreTrainer(Trainer):
         """Log to metrics.jsonl, not to the Trainer's state. Raises RunError after too many skipped steps in a row."""
         if "loss" in logs:
             step = self.state.global_step
-            logs.update(_step_metrics(self.step, self.log_file, self.reporter, self.stage.name, step, logs))
+            logs.update(_step_metrics(self.record, self.log_file, self.reporter, self.stage.name, step, logs))
         super().log(logs, start_time)
         self.state.log_history = []
         if "loss" in logs and (skips := monitor.consecutive_skips(self.log_file.lines)) >= MAX_CONSECUTIVE_SKIPS:
             raise RunError(
-                f"{skips} steps in a row were skipped ({self.step.problem}); stopped after step "
+                f"{skips} steps in a row were skipped ({self.record.problem}); stopped after step "
                 f"{self.state.global_step}, {self.checkpoints.last_saved()}; start again from there with a lower "
                 f"{self.stage.name}.learning_rate"
             )
