@@ -6,25 +6,25 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import get_args
 
 from scorefast.errors import UserError
-from scorefast.files.bounded import DEEPEST, is_deep
+from scorefast.files.bounded import MAX_DEPTH, JsonObject, is_deep
 from scorefast.files.lines import bounded_lines, line_text, stdin_text
 from scorefast.files.text import shortened
 from scorefast.grading.grade import grade
 from scorefast.schema import GraderName
 
 
-def grade_lines(file: str, grader: GraderName) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, object) of a JSONL file, `-` for stdin, each with `correct`, `score`, `reason` and `unsure` added.
+def grade_lines(file: str, grader: GraderName) -> Iterator[tuple[int, JsonObject]]:
+    """Yields (line number, object) of a JSONL file, with `correct`, `score`, `reason` and `unsure` added.
 
-    An object has `answer`, `reference` and, where known, `label` (true or false), `grader`, `question`. Raises
-    UserError naming file and line.
+    An object has `answer` and `reference`; `label` (true or false), `grader` and `question` are optional. `-` reads
+    stdin. Raises UserError naming file and line.
     """
     try:
         if file != "-" and stat.S_ISFIFO(os.stat(file).st_mode) and not file.startswith("/dev/"):
-            raise UserError(f"{file}: a pipe; give what comes through it on stdin: scorefast grade - < {file}")
+            raise UserError(f"{file}: a pipe; read it from stdin: scorefast grade - < {file}")
         stream = stdin_text() if file == "-" else line_text(open(file, "rb"))  # noqa: SIM115
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from None
@@ -36,7 +36,7 @@ def grade_lines(file: str, grader: GraderName) -> Iterator[tuple[int, dict[str, 
             yield number, row
 
 
-def _graded_line(where: str, line: str, grader: GraderName) -> dict[str, Any]:
+def _graded_line(where: str, line: str, grader: GraderName) -> JsonObject:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -44,12 +44,12 @@ def _graded_line(where: str, line: str, grader: GraderName) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object with answer and reference")
     if is_deep(row):
-        raise UserError(f"{where}: nested deeper than {DEEPEST} levels")
+        raise UserError(f"{where}: nested deeper than {MAX_DEPTH} levels")
     for key in ("answer", "reference", "question"):
         if isinstance(row.get(key), int | float) and not isinstance(row[key], bool):
             continue
         if not isinstance(row.get(key), str) and (key != "question" or row.get(key) is not None):
-            raise UserError(f"{where}: {key!r} is missing or no text; an object has answer and reference")
+            raise UserError(f"{where}: {key!r} is missing or not text; an object has answer and reference")
     if not isinstance(row.get("label"), bool | None):
         raise UserError(f"{where}: 'label' is {shortened(repr(row['label']), 60)}; expected true or false")
     if row.get("grader") not in (None, *get_args(GraderName)):

@@ -1,7 +1,7 @@
-"""A source in, a prepared folder out: Parquet files by split, the rows left out, and a manifest. Imports no torch.
+"""Prepare a source: write Parquet files by split, the dropped rows and a manifest. Imports no torch.
 
-Rows pass through in batches: memory holds the hashes of all questions, and the texts of those that may be near
-duplicates: the questions that share all their numbers with another, or have none.
+Rows are processed in batches. Memory holds the hashes of all questions and the texts of possible near duplicates, which
+are the questions that share all their numbers with another question.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from scorefast import __version__
 from scorefast.data.example import COLUMNS, OPTIONAL, SPLITS, Dataset, Dropped, Example, Split
-from scorefast.data.leaks import Index, find_leaks, note_families
+from scorefast.data.leaks import Index, find_leaks, note_heavy_losses
 from scorefast.data.load import content_sha256, digests, read_questions
 from scorefast.data.prepared import MANIFEST, from_columns
-from scorefast.data.reading import Kept, Reading, joined
+from scorefast.data.reading import Kept, Reading, concatenated
 from scorefast.errors import UserError
 from scorefast.files.atomic import file_sha256, filled_at_the_end, write_aside, write_file
+from scorefast.files.bounded import JsonObject
 from scorefast.grading.reward import check_references, chosen_grader, grade_example
 from scorefast.runs.folder import claimed
 from scorefast.runs.layout import DROPPED
@@ -43,20 +44,20 @@ if TYPE_CHECKING:
     from scorefast.ui.console import InertConsole
 
 BATCH = 10_000  # rows of a Parquet row group
-HELD = 2**27  # characters of rows, about, that are held before they are written
-MEASURED = 10_000  # rows whose tokens are counted and first attempts graded; of more, those with the smallest ids
+MAX_BUFFERED = 2**27  # approximate characters buffered before they are written
+MAX_MEASURED = 10_000  # rows whose tokens are counted and first attempts graded: those with the smallest ids
+EXAMPLES_SHOWN = 3  # original answers whose grading `prepare` shows
 
-FillAttempts = Callable[[list[Example]], list[Example]]  # examples with their missing original_answer filled
-
-READ = 3  # original answers of which `prepare` says what was read out of them
+FillAttempts = Callable[[list[Example]], list[Example]]  # fills missing original answers
+Preview = list[tuple[str, list[tuple[str, bool]]]]  # (title, pieces of (text, whether it is a control token))
 
 
 @dataclass(frozen=True)
 class Prepared:
-    manifest: dict[str, Any]
+    manifest: JsonObject
     lengths: dict[str, list[int]]  # tokens of each measured row, for plots
-    limits: dict[str, int]  # the most of each that the recipe leaves room for
-    preview: list[tuple[str, list[tuple[str, bool]]]]  # (title, pieces of text, whether each is a control token)
+    limits: dict[str, int]  # the most tokens of each that the recipe allows
+    preview: Preview
 
 
 def prepare(
@@ -70,8 +71,10 @@ def prepare(
     note: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Prepared:
-    """Write the splits, `dropped.jsonl` and last the manifest into `out`, an empty folder: without a manifest it was
-    not finished. `chat` is needed to count tokens, `fill` writes first attempts. An error leaves nothing of it.
+    """Write the splits, `dropped.jsonl` and, last, the manifest into the empty folder `out`.
+
+    A folder without a manifest is unfinished; an error leaves no files. against: a benchmark whose questions are left
+    out. chat: counts tokens if given. fill: writes missing first attempts if given.
     """
     settings = recipe.data
     forbidden = read_questions(against, note) if against else []
@@ -122,8 +125,10 @@ def prepare(
 
 
 def fill_with(writer: Checkpoint | None, recipe: Recipe, console: InertConsole) -> FillAttempts:
-    """A function that fills missing original answers with replies sampled from the checkpoint (None: the base model),
-    and records who wrote them. It says once a minute how many there are."""
+    """A function that fills missing original answers with replies sampled from a checkpoint, and records the author.
+
+    writer: None for the base model. The function notes its progress once a minute.
+    """
     import torch
 
     from scorefast.model.load import load_policy
@@ -141,7 +146,7 @@ def fill_with(writer: Checkpoint | None, recipe: Recipe, console: InertConsole) 
 
     @cache
     def policy() -> Policy:
-        """Loaded by the first call, after the data was read and found good."""
+        """Load on the first call, after the data is read and checked."""
         loaded = load_policy(recipe, writer)
         torch.manual_seed(recipe.seed)
         return loaded
@@ -151,7 +156,7 @@ def fill_with(writer: Checkpoint | None, recipe: Recipe, console: InertConsole) 
         if not missing:
             return examples
         chat, room = policy().chat, recipe.model.max_seq_length - rollout.max_new_tokens
-        missing = [e for e in missing if len(chat.first_turn(e.question)) <= room]  # others stay without one
+        missing = [e for e in missing if len(chat.first_turn(e.question)) <= room]  # longer questions stay without one
         generate = generator(policy(), rollout, rollout.temperature, on_replies=count)
         written = dict(zip([e.id for e in missing], first_attempts(generate, chat, missing), strict=True))
         return [
@@ -172,7 +177,7 @@ def run(
     fill: FillAttempts | None,
     page: bool,
 ) -> Path:
-    """The command: prepare into a folder of its own, print what was done, and with `page` write report.html too."""
+    """The command: prepare into a new folder, print a summary and, with `page`, write report.html."""
     from scorefast.model.tokenizer import chat_format
 
     chat = None
@@ -181,7 +186,7 @@ def run(
     except UserError as error:
         if fill is not None:
             raise
-        console.note(f"token lengths not measured: {error}")
+        console.note(f"token lengths are not measured: {error}")
     note = console.note
     try:
         with claimed(out, "data") as folder, byte_progress(console) as bar:
@@ -202,8 +207,8 @@ def _schema() -> pa.Schema:
     return pa.schema([(name, pa.string()) for name in ("id", *COLUMNS, *OPTIONAL, "extra")])
 
 
-def _table(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
-    """Texts all; `extra` as JSON."""
+def _table(columns: Mapping[str, Sequence[object]]) -> pa.Table:
+    """A table of strings, with `extra` as JSON."""
     import pyarrow as pa
 
     extra = [json.dumps(e, ensure_ascii=False, default=str) if e else None for e in columns["extra"]]
@@ -215,20 +220,21 @@ def _write_splits(reading: Reading, parts: Iterable[Kept | Dropped], out: Path, 
     import pyarrow.parquet as pq
 
     index = Index()
-    gathered: list[Kept] = []
+    buffered: list[Kept] = []
     waiting: dict[Split, list[pa.Table]] = {name: [] for name in SPLITS}
     writers = {name: pq.ParquetWriter(out / f"{name}.parquet", _schema()) for name in SPLITS}
 
-    def sort_out(least: int) -> None:
-        """What is gathered goes to its splits, and from there, `least` rows at a time, into the files."""
-        whole = joined(gathered)
-        gathered.clear()
+    def flush_splits(least: int) -> None:
+        """Move the buffered rows to their splits, and write each split that has at least `least` rows."""
+        whole = concatenated(buffered)
+        buffered.clear()
         index.add(whole)
         table = _table(whole.columns)
         for i, name in enumerate(SPLITS):
             if (whole.splits == i).any():
                 waiting[name].append(table.filter(pa.array(whole.splits == i)))
-            if waiting[name] and (sum(map(len, waiting[name])) >= least or sum(t.nbytes for t in waiting[name]) > HELD):
+            ready, size = sum(map(len, waiting[name])), sum(t.nbytes for t in waiting[name])
+            if ready and (ready >= least or size > MAX_BUFFERED):
                 writers[name].write_table(pa.concat_tables(waiting[name]))
                 waiting[name].clear()
 
@@ -238,13 +244,13 @@ def _write_splits(reading: Reading, parts: Iterable[Kept | Dropped], out: Path, 
             if isinstance(part, Dropped):
                 _write_dropped(dropped, part)
                 continue
-            gathered.append(part)
+            buffered.append(part)
             rows += len(part.splits)
-            if rows >= BATCH or reading.size - written > HELD:
-                sort_out(least=BATCH)
+            if rows >= BATCH or reading.size - written > MAX_BUFFERED:
+                flush_splits(least=BATCH)
                 rows, written = 0, reading.size
-        if gathered or any(waiting.values()):
-            sort_out(least=1)
+        if buffered or any(waiting.values()):
+            flush_splits(least=1)
     finally:
         for writer in writers.values():
             writer.close()
@@ -257,8 +263,10 @@ def _write_dropped(file: IO[str], item: Dropped) -> None:
 
 
 def write_dropped_aside(dataset: Dataset, folder: Path, note: Callable[[str], None]) -> None:
-    """`dropped.jsonl` of a command that reads raw data: every row left out as one JSON line (file, line, reason, row).
-    Nothing depends on it, so where it cannot be written that is noted."""
+    """Write `dropped.jsonl` for a command that reads raw data: one JSON line (file, line, reason, row) per dropped row.
+
+    Nothing depends on the file, so a failure to write it is only noted.
+    """
     if dataset.dropped_rows:
         file = io.StringIO()
         for item in dataset.dropped_rows:
@@ -266,7 +274,7 @@ def write_dropped_aside(dataset: Dataset, folder: Path, note: Callable[[str], No
         write_aside(folder / DROPPED, lambda: write_file(folder / DROPPED, file.getvalue()), note)
 
 
-def _batches(path: Path) -> Iterator[list[dict[str, Any]]]:
+def _batches(path: Path) -> Iterator[list[dict[str, str | None]]]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
@@ -275,7 +283,7 @@ def _batches(path: Path) -> Iterator[list[dict[str, Any]]]:
 
 
 class _Questions:
-    """The questions of a Parquet file, read anew for each pass."""
+    """The questions of a Parquet file, read again on each iteration."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -296,10 +304,10 @@ def _drop_leaks(
     dropped: IO[str],
     note: Callable[[str], None],
 ) -> tuple[dict[Split, int], int]:
-    """Near duplicates across splits out of the files; (rows left by split, pairs within a split, which stay)."""
+    """Remove near duplicates across splits from the files. Returns (rows left by split, pairs kept within splits)."""
     questions = {name: _Questions(out / f"{name}.parquet") for name in SPLITS}
     leaks, kept = find_leaks(questions, index, reading.settings.near_duplicates, *against)
-    note_families(leaks, questions, note)
+    note_heavy_losses(leaks, questions, note)
 
     def drop(places: list[int], found: dict[int, tuple[str, str]]) -> Callable[[list[Example]], list[Example]]:
         positions = itertools.count()
@@ -307,7 +315,7 @@ def _drop_leaks(
         def without(batch: list[Example]) -> list[Example]:
             rows = {i: example for example, i in zip(batch, positions, strict=False)}
             for i in sorted(rows.keys() & found.keys()):
-                _write_dropped(dropped, reading.nearly_repeated(places[i], rows.pop(i), found[i]))
+                _write_dropped(dropped, reading.drop_near_duplicate(places[i], rows.pop(i), found[i]))
             return list(rows.values())
 
         return without
@@ -318,7 +326,7 @@ def _drop_leaks(
 
 
 def _rewrite(path: Path, change: Callable[[list[Example]], list[Example]]) -> None:
-    """The file anew with every batch changed."""
+    """Rewrite a Parquet file with `change` applied to every batch."""
     import pyarrow.parquet as pq
 
     temporary = path.with_suffix(".partial")
@@ -330,22 +338,22 @@ def _rewrite(path: Path, change: Callable[[list[Example]], list[Example]]) -> No
 
 
 def _measured(out: Path, rows: int) -> list[Example]:
-    """All examples, or of more than MEASURED those with the smallest ids: hashes, so a sample that nobody chose."""
+    """The MAX_MEASURED examples with the smallest ids. Ids are hashes, so they are a random sample."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     paths = [out / f"{name}.parquet" for name in SPLITS]
     chosen = None
-    if rows > MEASURED:
+    if rows > MAX_MEASURED:
         ids = pa.concat_tables([pq.read_table(path, columns=["id"]) for path in paths])
-        smallest = pc.select_k_unstable(ids, MEASURED, sort_keys=[("id", "ascending")])
+        smallest = pc.select_k_unstable(ids, MAX_MEASURED, sort_keys=[("id", "ascending")])
         chosen = [("id", "<=", pc.max(ids["id"].take(smallest)).as_py())]
     return [from_columns(row) for path in paths for row in pq.read_table(path, filters=chosen).to_pylist()]
 
 
 def token_lengths(examples: Sequence[Example], chat: ChatFormat) -> dict[str, list[int]]:
-    """Tokens of the first prompt and of the answers that are there."""
+    """Token counts of the first prompts and of the given answers."""
 
     def lengths(texts: list[str], around: list[int]) -> list[int]:
         return [len(around) + len(ids) for ids in chat.encode_all(texts)]
@@ -365,14 +373,14 @@ def _percentiles(lengths: list[int]) -> dict[str, int]:
 
 
 def limits(chat: ChatFormat, recipe: Recipe) -> dict[str, int]:
-    """The most tokens of a prompt for two whole turns to fit, and of an answer to be one the model may write."""
+    """The most tokens of a prompt that leaves room for two full turns, and of an answer the model may write."""
     reply = recipe.rollout.max_new_tokens
     room = recipe.model.max_seq_length - len(chat.next_turn([])) - 2 * reply
     return {"prompt": room, "original_answer": reply, "correct_answer": reply}
 
 
 def too_long(lengths: Mapping[str, list[int]], limits: Mapping[str, int]) -> dict[str, int]:
-    """Measured rows beyond each limit."""
+    """The number of measured rows above each limit."""
     settings = {"prompt": "two turns > model.max_seq_length"}
     return {
         settings.get(name, f"{name} > rollout.max_new_tokens"): sum(n > limits[name] for n in counted)
@@ -380,9 +388,11 @@ def too_long(lengths: Mapping[str, list[int]], limits: Mapping[str, int]) -> dic
     }
 
 
-def first_attempts(examples: Iterable[Example], recipe: Recipe) -> dict[str, Any]:
-    """How many original answers there are, by whom, and how many of them are right already (Wilson 95 %); and of the
-    first few, what was read out of them and why."""
+def first_attempts(examples: Iterable[Example], recipe: Recipe) -> JsonObject:
+    """The number of original answers, by author, and how many are correct, with a 95 % Wilson interval.
+
+    `examples` has the grades of the first EXAMPLES_SHOWN with their reasons.
+    """
     given = sorted((e for e in examples if e.original_answer), key=lambda e: e.id)
     grades = [grade_example(e.original_answer or "", e, recipe.reward.grader) for e in given]
     right = sum(grade.correct for grade in grades)
@@ -395,7 +405,7 @@ def first_attempts(examples: Iterable[Example], recipe: Recipe) -> dict[str, Any
                 "unsure": grade.unsure,
                 "reason": grade.reason,
             }
-            for e, grade in zip(given[:READ], grades, strict=False)
+            for e, grade in zip(given[:EXAMPLES_SHOWN], grades, strict=False)
         ],
         "given": len(given),
         "right": right,
@@ -404,8 +414,8 @@ def first_attempts(examples: Iterable[Example], recipe: Recipe) -> dict[str, Any
     }
 
 
-def preview(example: Example, chat: ChatFormat) -> list[tuple[str, list[tuple[str, bool]]]]:
-    """Both prompts of a row as the model gets them, in pieces; control tokens are marked True."""
+def preview(example: Example, chat: ChatFormat) -> Preview:
+    """Both prompts of a row as the model receives them."""
     reply = chat.reply(example.original_answer or "...")
     first = chat.first_turn(example.question)
     return [

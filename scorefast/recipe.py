@@ -1,7 +1,7 @@
-"""A recipe file: found, read with what it extends, overridden by `--set key=value`, validated, saved as resolved.
+"""Load a recipe file with the files it extends and `--set key=value` overrides, validate it, and dump it.
 
-Order of precedence: defaults of the schema < the files that `extends` leads to < the recipe file < `--set` <
-command-line flags. `recipes/reference.yaml` has every key. Imports no torch.
+Precedence: defaults of the schema < files named by `extends` < the recipe file < `--set` < command-line flags.
+`recipes/reference.yaml` has every key. Imports no torch.
 """
 
 from __future__ import annotations
@@ -12,37 +12,37 @@ import re
 import reprlib
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from scorefast.errors import UserError
-from scorefast.files.bounded import read_text
+from scorefast.files.bounded import JsonObject, read_text
 from scorefast.files.bounded_yaml import LARGEST_RECIPE, parse_yaml
 from scorefast.files.text import shortened
 from scorefast.schema import Recipe
 
 PACKAGE = Path(__file__).parent
 EMBEDDED_MODELS = {name: PACKAGE / "assets" / name for name in ("tiny-gemma2", "tiny-gemma2-products")}
-EXTENDS = "extends"  # the key of a file that names the recipe it differs from
-REFERENCE = "reference"  # the shipped file of every key: it loads by its name, and is none to train by
-MOST_BASES = 5  # files that one recipe may extend, one after another
+EXTENDS = "extends"  # the key that names the base of a recipe file
+REFERENCE = "reference"  # the shipped file of every key; it loads by name, but is not listed for training
+MOST_BASES = 5  # longest chain of bases
 
-Layer = tuple[Path, dict[Any, Any]]  # a recipe file and what it states
+Tree = dict[object, object]  # nested mappings of a YAML file
+Layer = tuple[Path, Tree]  # a recipe file and its keys
 
-
-# Folders by the relative names that a run has for them, where its run.json says they lie; `find_base` fills it.
+# {relative name in a run's recipe: folder recorded in its run.json}; `find_base` fills it.
 RECORDED_FOLDERS: dict[str, str] = {}
 
 
 def model_path(name: str) -> str:
-    """The folder of an embedded model or of one that a run recorded, or the name unchanged (a folder or a hub id)."""
+    """The folder of an embedded or recorded model; any other name (a folder or a hub id) unchanged."""
     return str(EMBEDDED_MODELS.get(name) or RECORDED_FOLDERS.get(name, name))
 
 
 def may_be_of_the_hub(name: str) -> bool:
-    """Whether the hub could have a model of that name, so that a folder of the same name hides it."""
+    """Whether `name` is a valid hub id, so that a folder of the same name would hide a hub model."""
     return re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is not None
 
 
@@ -53,22 +53,22 @@ def recipe_folder() -> Path:
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the recipes to train by."""
+    """Names of the recipes for training."""
     return sorted(path.stem for path in recipe_folder().glob("*.yaml") if path.stem != REFERENCE)
 
 
 def load_recipe(source: str, overrides: list[str] | None = None, *, saved: bool = False) -> Recipe:
-    """The recipe of that file or shipped name, with `key.path=value` overrides (values are YAML).
+    """Load a recipe by file or shipped name, with `key.path=value` overrides whose values are YAML.
 
-    A file with `extends: NAME` states only what differs from another: a shipped recipe, or a .yaml file by its path
-    from this one. Mappings merge key by key, also data.columns, prompt.options and stage2.origin; lists, scalars and
-    null replace. saved: the file was saved by a run or a checkpoint and is whole; `extends` in it is refused, as the
-    folder may be somebody else's and must not have files read out of other places.
+    A file with `extends: NAME` has only the keys that differ from its base: a shipped recipe, or a .yaml file relative
+    to this one. Mappings merge key by key, including data.columns, prompt.options and stage2.origin; lists, scalars and
+    null replace. saved: the file was saved by a run or a checkpoint and has every key. `extends` is then refused, since
+    an untrusted folder must not read files from other places.
 
-    Raises UserError naming the file and the key, with the nearest known key where one is unknown.
+    Raises UserError naming the file and the key, with the nearest known key if it is unknown.
     """
     layers = _layers(source, saved)
-    tree: dict[Any, Any] = {}
+    tree: Tree = {}
     for _, layer in layers:
         tree = _merged(tree, layer)
     for override in overrides or []:
@@ -81,7 +81,7 @@ def load_recipe(source: str, overrides: list[str] | None = None, *, saved: bool 
 
 
 def _layers(source: str, saved: bool) -> list[Layer]:
-    """The recipe file and those that it extends, the last base first; the key `extends` is taken out of them."""
+    """The recipe file and its bases, the end of the chain first, each without the key `extends`."""
     path = _path_of(source, Path())
     try:
         layers = [(path, _read(path))]
@@ -92,19 +92,19 @@ def _layers(source: str, saved: bool) -> list[Layer]:
         base = tree.pop(EXTENDS)
         try:
             if saved:
-                raise UserError("not followed in the folder of a run or a checkpoint; write its keys into the file")
+                raise UserError("not allowed in the folder of a run or a checkpoint; write the keys into the file")
             if not isinstance(base, str):
                 raise UserError(f"expected the name of a shipped recipe or the path of a .yaml file{_given(base)}")
             base_path = _path_of(base, path.parent)
             _require_short_chain([p for p, _ in reversed(layers)], base_path)
             layers.insert(0, (base_path, _read(base_path)))
-        except (UserError, ValueError) as error:  # the latter: a path with a NUL or half a character in it
+        except (UserError, ValueError) as error:  # ValueError: a NUL or a lone surrogate in the path
             raise UserError(f"recipe {path}: {EXTENDS}: {error}") from None
     return layers
 
 
 def _path_of(name: str, folder: Path) -> Path:
-    """Of a shipped recipe's name, or of a .yaml file by its path from that folder."""
+    """The path of a shipped recipe, or of a .yaml file relative to `folder`."""
     if name.endswith((".yaml", ".yml")):
         return folder / name
     if name not in {*shipped_recipes(), REFERENCE}:
@@ -116,15 +116,15 @@ def _path_of(name: str, folder: Path) -> Path:
 def _require_short_chain(files: list[Path], base: Path) -> None:
     chain = " -> ".join(shortened(str(file), 100) for file in [*files, base])
     if os.path.realpath(base) in map(os.path.realpath, files):
-        raise UserError(f"goes in a circle: {chain}")
+        raise UserError(f"circular: {chain}")
     if len(files) > MOST_BASES:
-        raise UserError(f"more than {MOST_BASES} files, each extending the next: {chain}")
+        raise UserError(f"a chain of more than {MOST_BASES} bases: {chain}")
 
 
-def _read(path: Path) -> dict[Any, Any]:
+def _read(path: Path) -> Tree:
     try:
         tree = parse_yaml(read_text(path, LARGEST_RECIPE))
-    except OSError as error:  # a name that is too long, a folder that may not be entered
+    except OSError as error:  # a name too long, a folder without permission
         raise UserError(f"{shortened(str(path))}: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{path}: not YAML: {error}") from None
@@ -133,8 +133,8 @@ def _read(path: Path) -> dict[Any, Any]:
     return tree
 
 
-def _merged(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
-    """A new tree, whose mappings are its own: two that were one by an alias can then be overridden one by one."""
+def _merged(below: Tree, above: Tree) -> Tree:
+    """`below` updated with `above`, as a new tree. It shares no mapping, so YAML aliases can be overridden apart."""
     merged = dict(below)
     for name, value in above.items():
         if isinstance(value, dict):
@@ -144,7 +144,7 @@ def _merged(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def _refusal(error: ValidationError, layers: list[Layer], overridden: set[str]) -> UserError:
-    """Names the key, and as where it stands `--set` or the file that has it, of several the one that decides."""
+    """The error for a key, naming `--set` or the file of highest precedence that sets the key."""
     problem = error.errors()[0]
     whole = ".".join(map(str, problem["loc"]))
     key = shortened(whole, 100) or "(whole recipe)"
@@ -157,17 +157,16 @@ def _refusal(error: ValidationError, layers: list[Layer], overridden: set[str]) 
     return UserError(f"{where} {key}: {problem['msg'].removeprefix('Value error, ')}{given}")
 
 
-def _given(value: Any) -> str:
-    """A few of its parts: in full, a value of aliases can take thousands of times the memory that it takes as it is."""
+def _given(value: object) -> str:
+    """` (given: ...)` with an abbreviated repr: the full repr of nested YAML aliases can exhaust memory."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 100
     return f" (given: {shortened(short.repr(value), 100)})"
 
 
-def _depth(tree: Any, key: tuple[Any, ...]) -> int:
-    """How many of the key's names stand in the tree, from the first on."""
-    inside = key and isinstance(tree, dict) and key[0] in tree
-    return 1 + _depth(tree[key[0]], key[1:]) if inside else 0
+def _depth(tree: object, key: tuple[int | str, ...]) -> int:
+    """How many leading parts of the key are in the tree."""
+    return 1 + _depth(tree[key[0]], key[1:]) if key and isinstance(tree, dict) and key[0] in tree else 0
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -175,11 +174,11 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
 
-def flat(recipe: Recipe) -> dict[str, Any]:
+def flat(recipe: Recipe) -> JsonObject:
     """{"stage2.alpha": 10.0, ...}"""
 
-    def leaves(node: dict[str, Any], prefix: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def leaves(node: JsonObject, prefix: str) -> JsonObject:
+        found: JsonObject = {}
         for name, value in node.items():
             found |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
         return found
@@ -187,20 +186,21 @@ def flat(recipe: Recipe) -> dict[str, Any]:
     return leaves(recipe.model_dump(mode="json"), "")
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _apply(tree: Tree, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"--set {shortened(override, 100)}: expected key=value, for example --set stage2.alpha=5")
     *parents, leaf = key.strip().split(".")
     if not parents and leaf == EXTENDS:
-        raise UserError(f"--set {EXTENDS}: a recipe file alone can extend another; name it with --recipe")
+        raise UserError(f"--set {EXTENDS}: only a recipe file can extend another; name it with --recipe")
     node = tree
     for depth, name in enumerate(parents, 1):
-        node = node.setdefault(name, {})
-        if not isinstance(node, dict) or not _may_be_group(".".join(parents[:depth])):
+        below = node.setdefault(name, {})
+        if not isinstance(below, dict) or not _may_be_group(".".join(parents[:depth])):
             raise UserError(f"--set {shortened(key, 100)}: {name!r} is a value, not a group of keys")
+        node = below
     try:
-        value = parse_yaml(text)  # YAML 1.1 reads 2e-4 as a string; pydantic makes it a number where one is due
+        value = parse_yaml(text)  # YAML 1.1 reads 2e-4 as a string; pydantic converts it
     except ValueError as error:
         if not _is_text(key.strip()):
             message = f"--set {shortened(key, 100)}: {shortened(text, 100)!r} is not a YAML value: {error}"
@@ -210,21 +210,21 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _is_text(key: str) -> bool:
-    """Whether a recipe's key holds text: `--set prompt.system=Note: be brief` means what it says."""
+    """Whether a key takes text, so that `--set prompt.system=Note: be brief` is not parsed as YAML."""
     kind = _annotation(key)
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     return str in {get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds}
 
 
 def _may_be_group(key: str) -> bool:
-    """Whether a key can have keys below it; one that is unknown is refused with its nearest later on."""
+    """Whether a key can have keys below it. True for an unknown key, which validation refuses later."""
     kind = _annotation(key)
     return kind is None or hasattr(kind, "model_fields") or get_origin(kind) is dict
 
 
-def _annotation(key: str) -> Any:
-    """The type of a recipe's key; None where there is none of that name."""
-    model: Any = Recipe
+def _annotation(key: str) -> object:
+    """The type of a recipe's key; None if the key is unknown."""
+    model: object = Recipe
     for name in key.split("."):
         field = getattr(model, "model_fields", {}).get(name)
         if field is None:

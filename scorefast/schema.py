@@ -1,7 +1,6 @@
-"""The keys of a recipe: type, default, bounds and description of each, as one frozen tree of settings.
+"""The schema of a recipe: type, default, bounds and description of every key. Imports no torch.
 
-The descriptions are the one place where a key is explained. `recipes/reference.yaml` and `docs/recipe.md` are generated
-from them by `python docs/generate.py`. Imports no torch.
+`python docs/generate.py` generates `recipes/reference.yaml` and `docs/recipe.md` from the descriptions.
 """
 
 from __future__ import annotations
@@ -10,19 +9,19 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# The wording of the paper's mathematics prompt (arXiv 2409.12917, appendix), without its formatting demand.
+# The paper's mathematics prompt (arXiv 2409.12917, appendix) without its formatting instruction.
 # It neither contains the answer nor says whether the first attempt was right.
 CORRECTION = (
     "There might be an error in the solution above because of lack of understanding of the question. "
     "Please correct the error, if any, and rewrite the solution."
 )
 
-# What the tokenizer itself passes to a template.
+# Variables that the tokenizer itself passes to a template.
 RESERVED_OPTIONS = {"messages", "add_generation_prompt", "tools", "documents", "continue_final_message", "tokenize"}
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
-MOST_QUESTIONS = 10**8  # of a stage; their order is drawn before it begins
+MOST_QUESTIONS = 10**8  # of a stage; their order is drawn before the first step
 NonNegative = Annotated[float, Field(ge=0.0)]
 Tag = Annotated[str, Field(min_length=1, max_length=50)]
 
@@ -73,8 +72,8 @@ class Model(_Settings):
     )
     tuning: Literal["lora", "full"] = Field(
         default="lora",
-        description="What is trained. lora: an adapter. full: all weights except embeddings and output head; it needs "
-        "dtype: float32 and keeps a frozen copy of the model as the reference.",
+        description="Which weights are trained. lora: an adapter. full: all weights except embeddings and output "
+        "head; it needs dtype: float32 and keeps a frozen copy of the model as the reference.",
     )
     lora: Lora = Field(default=Lora(), description="The adapter; tuning: full ignores it.")
     gradient_checkpointing: bool = Field(
@@ -89,7 +88,7 @@ class Model(_Settings):
 
 
 class Prompt(_Settings):
-    """What is asked, and how the chat template is filled; see scorefast.model.chat_format.ChatFormat."""
+    """The messages of a conversation and the chat template; see scorefast.model.chat_format.ChatFormat."""
 
     correction: Annotated[str, Field(min_length=1)] = Field(
         default=CORRECTION,
@@ -122,9 +121,9 @@ class Prompt(_Settings):
     @model_validator(mode="after")
     def _asks_the_question(self) -> Prompt:
         if self.question.count("{question}") != 1:
-            raise ValueError("question has to hold {question} once")
+            raise ValueError("question must contain {question} exactly once")
         if reserved := RESERVED_OPTIONS & set(self.options):
-            raise ValueError(f"options: {min(reserved)} is passed to every template, and is no option of one")
+            raise ValueError(f"options: {min(reserved)} is reserved: the tokenizer passes it to every template")
         return self
 
 
@@ -141,28 +140,27 @@ class Data(_Settings):
     ] = Field(default="auto", description="Layout of the columns of the source. auto: recognized by their names.")
     columns: dict[str, str] = Field(
         default={},
-        description="Your names of columns, by the name that the layout has for them: "
-        "{question: problem, correct_answer: answer}.",
+        description="Your column names, keyed by the layout's names: {question: problem, correct_answer: answer}.",
     )
     encoding: str = Field(
         default="auto",
         description="Encoding of text files: a name that Python knows, such as utf-8 or cp949. auto: detected and "
-        "printed, refused where it is uncertain.",
+        "printed, or refused if uncertain.",
     )
     on_error: Literal["stop", "skip"] = Field(
         default="stop",
-        description="What to do where more than 1 % of the rows are bad. Up to 1 % are skipped either way.",
+        description="What to do if more than 1 % of the rows are bad. Up to 1 % are always skipped.",
     )
     near_duplicates: Fraction = Field(
         default=0.8,
         description="Jaccard index of words and word pairs from which two questions in different splits count as one. "
-        "0: near duplicates are not searched for.",
+        "0 turns the search off.",
     )
 
     @model_validator(mode="after")
     def _leaves_something_to_train_on(self) -> Data:
         if self.test_fraction + self.validation_fraction >= 1:
-            raise ValueError("test_fraction + validation_fraction must stay below 1")
+            raise ValueError("test_fraction + validation_fraction must be below 1")
         return self
 
 
@@ -183,15 +181,15 @@ class Rollout(_Settings):
         default=512, description="Most tokens of one attempt. Twice this must be less than model.max_seq_length."
     )
     temperature: Annotated[float, Field(gt=0.0)] = Field(
-        default=1.0, description="Softmax temperature, of sampling and of the loss alike."
+        default=1.0, description="Softmax temperature of both sampling and the loss."
     )
     batch_size: Positive = Field(
-        default=64, description="Sequences generated at once. Most of the memory of a rollout is theirs."
+        default=64, description="Sequences generated at once. They take most of the memory of a rollout."
     )
 
 
 class Loss(_Settings):
-    """How the loss is computed, not what it is; see scorefast.kernels.score_loss."""
+    """The implementation of the loss; see scorefast.kernels.score_loss."""
 
     impl: Literal["auto", "reference", "chunked", "triton"] = Field(
         default="auto",
@@ -200,11 +198,11 @@ class Loss(_Settings):
     )
     buffer_mb: Positive | None = Field(
         default=None,
-        description="Most MiB of logits held at once. null: 512, or a quarter of the free memory where that is less.",
+        description="Most MiB of logits in memory at once. null: 512, or a quarter of the free memory if that is less.",
     )
     skip: Fraction = Field(
         default=0.0,
-        description="Share of a token's gradient that may be left out; 0 is exact, and more needs impl: triton.",
+        description="Share of a token's gradient that may be left out. 0 is exact; more needs impl: triton.",
     )
 
     @model_validator(mode="after")
@@ -215,20 +213,20 @@ class Loss(_Settings):
 
 
 class Stage(_Settings):
-    """What both stages share: how long, how fast, how a step is cut, how strong the KL terms are."""
+    """Settings of both stages: duration, optimizer, batching and KL weights."""
 
     name: ClassVar[StageName]
     max_steps: Positive = Field(default=100, description="Optimizer steps.")
     learning_rate: Annotated[float, Field(gt=0.0)] = Field(
-        default=1e-5, description="Learning rate, at the schedule's peak."
+        default=1e-5, description="Peak learning rate of the schedule."
     )
     lr_scheduler: str = Field(
         default="constant",
         description="Schedule of the learning rate, by its name in transformers, such as constant, linear or cosine. "
-        "One that follows a metric is refused.",
+        "A schedule that follows a metric is refused.",
     )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="Steps in which the learning rate rises from 0. The schedule `constant` has no warm-up."
+        default=0, description="Steps in which the learning rate rises from 0. `constant` has no warm-up."
     )
     optimizer: str = Field(
         default="adamw_torch",
@@ -237,59 +235,57 @@ class Stage(_Settings):
     )
     weight_decay: NonNegative = Field(default=0.0, description="Weight decay of the optimizer; 0 is off.")
     max_grad_norm: NonNegative = Field(
-        default=1.0, description="Gradient clipping: the largest norm of a gradient; 0 is off."
+        default=1.0, description="Gradient clipping: the largest gradient norm; 0 is off."
     )
     questions_per_step: Positive = Field(default=16, description="Questions in one optimizer step.")
     samples_per_question: Annotated[int, Field(ge=2)] = Field(
         default=8,
-        description="Trajectories per question; one where supervised. The RLOO baseline is the mean of the others.",
+        description="Trajectories per question; supervised uses one. The RLOO baseline is the mean of the others.",
     )
     micro_batch_size: Positive = Field(
         default=8, description="Most trajectories in one forward and backward pass. It changes memory and speed only."
     )
     normalize: Literal["trajectory", "token"] = Field(
         default="trajectory",
-        description="What the loss of a step is divided by: its trajectories, or its trained tokens.",
+        description="The loss of a step is divided by the number of its trajectories or of its trained tokens.",
     )
     beta1: NonNegative = Field(
         default=0.01,
         description="KL weight on the second attempt, unless method is supervised; in stage 2 on both attempts.",
     )
-    save_steps: Positive = Field(default=50, description="Steps from one checkpoint to the next.")
-    save_total_limit: Positive = Field(default=2, description="Newest checkpoints that are kept.")
-    eval_steps: Positive = Field(
-        default=10, description="Steps from one greedy evaluation on the validation split to the next."
-    )
-    show_steps: Positive = Field(default=10, description="Steps from one printed transcript to the next.")
+    save_steps: Positive = Field(default=50, description="Steps between checkpoints.")
+    save_total_limit: Positive = Field(default=2, description="Number of newest checkpoints that are kept.")
+    eval_steps: Positive = Field(default=10, description="Steps between greedy evaluations on the validation split.")
+    show_steps: Positive = Field(default=10, description="Steps between printed transcripts.")
     max_kl: Annotated[float, Field(gt=0.0)] = Field(
         default=5.0,
-        description="A step is skipped where the mean KL per token of either attempt is above this, in nats.",
+        description="A step is skipped if the mean KL per token of either attempt exceeds this, in nats.",
     )
 
     @model_validator(mode="after")
     def _comes_to_an_end(self) -> Stage:
         if self.max_steps * self.questions_per_step > MOST_QUESTIONS:
-            raise ValueError(f"max_steps x questions_per_step is more than {MOST_QUESTIONS:,} questions")
+            raise ValueError(f"max_steps x questions_per_step exceeds {MOST_QUESTIONS:,} questions")
         return self
 
     @property
     def turns_sampled(self) -> int:
-        """How many attempts of a trajectory the model writes. The others come from the data."""
+        """Attempts of a trajectory that the model samples. The others come from the data."""
         return 2
 
     @property
     def on_policy(self) -> bool:
-        """False where the second attempt is the data's correct answer."""
+        """False if the second attempt is the data's correct answer."""
         return self.turns_sampled == 2
 
     @property
     def samples(self) -> int:
-        """Trajectories of a question in a step: K, or 1 where nothing has to be compared."""
+        """Trajectories per question in a step: K, or 1 if training is off-policy."""
         return self.samples_per_question if self.on_policy else 1
 
     @property
     def trajectories(self) -> int:
-        """Trajectories of a step."""
+        """Trajectories per step."""
         return self.questions_per_step * self.samples
 
 
@@ -318,7 +314,7 @@ class Stage1(Stage):
 
 
 class OriginReward(_Settings):
-    """The origin's reward of a second attempt, by what it did to the first."""
+    """The origin's reward of the second attempt, by how it changed the first."""
 
     corrected: float = Field(default=1.0, description="First attempt wrong, second right.")
     partial: float = Field(default=0.5, description="Both wrong, the second closer to the correct answer.")
@@ -347,7 +343,7 @@ class Stage2(Stage):
 
 class Eval(_Settings):
     max_questions: Positive = Field(
-        default=2000, description="Most questions of a split that are evaluated, by `eval` and during training."
+        default=2000, description="Most questions of a split that are evaluated, in `eval` and during training."
     )
     bootstrap_samples: Annotated[int, Field(ge=1, le=10**6)] = Field(
         default=10_000, description="Bootstrap samples of the paired 95 % intervals."
@@ -358,15 +354,15 @@ class Recipe(_Settings):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         default=0, description="Seed of shuffling, LoRA initialization and sampling."
     )
-    model: Model = Field(default=Model(), description="The model and what of it is trained.")
+    model: Model = Field(default=Model(), description="The model, and which of its weights are trained.")
     prompt: Prompt = Field(default=Prompt(), description="The messages of a conversation.")
     data: Data = Field(
-        default=Data(), description="How the source is read and split. Training gets the rest of the questions."
+        default=Data(), description="How the source is read and split. The remaining questions are for training."
     )
-    reward: Reward = Field(default=Reward(), description="What an attempt is rewarded for.")
+    reward: Reward = Field(default=Reward(), description="How an attempt is rewarded.")
     rollout: Rollout = Field(default=Rollout(), description="How attempts are sampled.")
     loss: Loss = Field(
-        default=Loss(), description="How the loss is computed; its value does not depend on it while skip is 0."
+        default=Loss(), description="The implementation of the loss. All give the same value while skip is 0."
     )
     stage1: Stage1 = Field(
         default=Stage1(), description="Stage I rewards the second attempt and holds the first near the original model."

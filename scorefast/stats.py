@@ -1,17 +1,18 @@
-"""Figures of paired attempts: rates, differences, intervals. Pure functions; imports no torch."""
+"""Statistics of paired attempts: rates, differences and confidence intervals. Pure functions; imports no torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scorefast.grading.answer import Grade
 
 if TYPE_CHECKING:
+    from scorefast.files.bounded import JsonObject
     from scorefast.rl.trajectory import Trajectory
 
 Interval = tuple[float, float]
@@ -20,8 +21,10 @@ Z95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Result:
-    """Fractions, not per cent. ci95: Wilson intervals of the four rates; paired bootstrap intervals of delta and,
-    where a baseline stands beside it, of the gains over it."""
+    """The metrics of one checkpoint, as fractions.
+
+    ci95: Wilson intervals of the four rates, and paired bootstrap intervals of delta and of the gains over a baseline.
+    """
 
     name: str
     acc_t1: float
@@ -38,7 +41,7 @@ class Result:
     gain_t1: float | None = None
     gain_t2: float | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
@@ -50,7 +53,7 @@ class Graded:
     first: Grade
     second: Grade
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, str | bool]:
         example = self.trajectory.example
         return {
             "id": example.id,
@@ -68,7 +71,7 @@ class Graded:
 
 
 def wilson(successes: int, n: int) -> Interval:
-    """Wilson score interval of a proportion: unlike the bootstrap it keeps its width at 0 and 1."""
+    """95 % Wilson score interval of a proportion. Unlike the bootstrap, it keeps a width at 0 and 1."""
     if n == 0:
         return (0.0, 1.0)
     p, z2 = successes / n, Z95**2
@@ -79,11 +82,11 @@ def wilson(successes: int, n: int) -> Interval:
 
 
 def paired_bootstrap(before: Sequence[bool], after: Sequence[bool], samples: int, seed: int = 0) -> Interval:
-    """95 % percentile interval of mean(after) - mean(before), resampling questions (pairs).
+    """95 % percentile interval of mean(after) - mean(before), resampling questions.
 
-    A resample depends on the counts of (lost, tied, won) pairs alone, so it is one multinomial draw. Half a lost, one
-    tied and half a won pair are added first (as Agresti and Min do for paired proportions, 2005), so that an interval
-    keeps a width where no pair, or every pair, changed.
+    A resample depends only on the counts of (lost, tied, won) pairs, so it is one multinomial draw. The counts are
+    smoothed by (1/2, 1, 1/2), as Agresti and Min (2005) do for paired proportions. The interval then keeps a width
+    where no pair, or every pair, changed.
     """
     difference = np.asarray(after, dtype=int) - np.asarray(before, dtype=int)
     n = len(difference)
@@ -95,7 +98,7 @@ def paired_bootstrap(before: Sequence[bool], after: Sequence[bool], samples: int
 
 
 def mcnemar_exact(before: Sequence[bool], after: Sequence[bool]) -> float:
-    """Two-sided exact p of 'as many pairs won as lost' (binomial, 1/2, on the pairs that changed)."""
+    """Two-sided p-value of McNemar's exact test: a binomial test with p = 1/2 on the pairs that changed."""
     won = sum(b and not a for a, b in zip(before, after, strict=True))
     lost = sum(a and not b for a, b in zip(before, after, strict=True))
     n, k = won + lost, min(won, lost)
@@ -103,8 +106,11 @@ def mcnemar_exact(before: Sequence[bool], after: Sequence[bool]) -> float:
 
 
 def rates(graded: Sequence[Graded]) -> dict[str, float]:
-    """The paired rates as fractions. changed: the graded answer of turn 2 is another than that of turn 1. unsure: the
-    replies, of both turns, that the grader's rules cannot tell, and so count as wrong."""
+    """The paired rates as fractions.
+
+    changed: the graded answers of the two turns differ. unsure: the share of all replies that the grader's rules cannot
+    decide and count as wrong.
+    """
     n = len(graded)
     i2c = sum(not g.first.correct and g.second.correct for g in graded) / n
     c2i = sum(g.first.correct and not g.second.correct for g in graded) / n
@@ -122,7 +128,7 @@ def rates(graded: Sequence[Graded]) -> dict[str, float]:
 
 
 def summarize(name: str, graded: Sequence[Graded], samples: int, baseline: Sequence[Graded] | None = None) -> Result:
-    """The figures of one checkpoint; gains over `baseline` are paired by question."""
+    """The metrics of one checkpoint. Gains over `baseline` are paired by question."""
     n, found = len(graded), rates(graded)
     c1, c2 = [g.first.correct for g in graded], [g.second.correct for g in graded]
     ci95 = {name: wilson(round(found[name] * n), n) for name in ("acc_t1", "acc_t2", "delta_i2c", "delta_c2i")}
@@ -130,7 +136,7 @@ def summarize(name: str, graded: Sequence[Graded], samples: int, baseline: Seque
     gains: dict[str, float] = {}
     if baseline is not None:
         if [g.trajectory.example.id for g in baseline] != [g.trajectory.example.id for g in graded]:
-            raise ValueError("summarize: the baseline answered other questions, so nothing can be paired")
+            raise ValueError("summarize: the baseline answered different questions, so pairing is impossible")
         for turn, after in (("first", c1), ("second", c2)):
             before = [getattr(g, turn).correct for g in baseline]
             key = "gain_t1" if turn == "first" else "gain_t2"

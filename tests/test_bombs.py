@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scorefast.data.rows import CHARACTERS, BadRow, Row
+from scorefast.data.rows import CHUNK_CHARACTERS, BadRow, Row
 from scorefast.data.sources import read_chunks, read_rows
 from scorefast.errors import UserError
-from scorefast.files.bounded import DEEPEST
+from scorefast.files.bounded import MAX_DEPTH
 from tests.conftest import REPOSITORY
 
 SECONDS = 30  # on a busy machine; alone, 1 to 3
@@ -76,9 +76,9 @@ def repeated(path, size: int) -> None:
 BOMBS = {
     "line.jsonl.gz": (lambda p: stream(p, "gzip", b'{"question": "', ZEROS, 20), "line is longer than"),
     "cell.csv.zst": (lambda p: stream(p, "zstd", b'question,correct_answer\n"', ZEROS, 20), "line is longer than"),
-    "rows.jsonl.gz": (lambda p: stream(p, "gzip", b"", ROW * 400_000, 20), "more than 200 times what it takes as gzip"),
-    "whole.json.gz": (lambda p: stream(p, "gzip", b"[", b"{}," * 5_000_000, 20), "more than 200 times what it takes"),
-    "whole.json.zst": (lambda p: stream(p, "zstd", b"[", b"{}," * 5_000_000, 20), "more than 200 times what it takes"),
+    "rows.jsonl.gz": (lambda p: stream(p, "gzip", b"", ROW * 400_000, 20), "more than 200 times its size as gzip"),
+    "whole.json.gz": (lambda p: stream(p, "gzip", b"[", b"{}," * 5_000_000, 20), "more than 200 times its size"),
+    "whole.json.zst": (lambda p: stream(p, "zstd", b"[", b"{}," * 5_000_000, 20), "more than 200 times its size"),
     "values.json": (lambda p: p.write_bytes(b"[" + b"[]," * 26_000_000), "more than 50,000,000 values"),
     "endless.csv": (
         lambda p: p.write_bytes(b'question,correct_answer\n"a\n' + b'","\n' * 2**24),
@@ -88,15 +88,15 @@ BOMBS = {
     "wide.csv": (lambda p: p.write_bytes(b",".join(b"c" * 90 + b"%d" % i for i in range(100_000))), "100,000 columns"),
     "wide.jsonl": (lambda p: p.write_text(json.dumps({f"c{i}": 1 for i in range(100_000)})), "has 100,000 keys"),
     "deep.json": (lambda p: p.write_bytes(b"[" * 1_000_000), "not JSON"),
-    "a.parquet": (lambda p: repeated(p, 8_000_000), "2,147,483,648 bytes, or than there are"),
-    "b.parquet": (lambda p: repeated(p, 1_000_000), "more than 1000 times what it takes as Parquet"),
+    "a.parquet": (lambda p: repeated(p, 8_000_000), "2,147,483,648 bytes, or more than are free"),
+    "b.parquet": (lambda p: repeated(p, 1_000_000), "more than 1000 times its size as Parquet"),
     "nulls.parquet": (
         lambda p: table(p, question=([None] * 3_000_000, pa.string()), answer=([None] * 3_000_000, pa.string())),
-        "more than 1000 times what it takes as Parquet",
+        "more than 1000 times its size as Parquet",
     ),
     "bools.parquet": (
         lambda p: table(p, question=(["a"],), answer=(["b"],), more=([[True] * 40_000_000], pa.list_(pa.bool_()))),
-        "more than 1000 times what it takes as Parquet",
+        "more than 1000 times its size as Parquet",
     ),
     "wide.parquet": (lambda p: table(p, **{f"c{i}": (["a"],) for i in range(10_001)}), "has 10,001 columns"),
 }
@@ -119,13 +119,13 @@ def test_grade_is_as_bounded(tmp_path, name):
     deep = "[" * 150 + "]" * 150
     (tmp_path / "deep.jsonl").write_text(f'{{"answer": "1", "reference": "1", "more": {deep}}}\n')
     said = refused("grade", name, cwd=tmp_path)
-    expected = {"pipe": "a pipe; give what comes", "deep.jsonl": f"line 1: nested deeper than {DEEPEST} levels"}
+    expected = {"pipe": "a pipe; read it from stdin", "deep.jsonl": f"line 1: nested deeper than {MAX_DEPTH} levels"}
     assert said.startswith(f"{name}: ")
-    assert expected.get(name, "line 1: longer than the 33,554,432 characters") in said
+    assert expected.get(name, "line 1: longer than 33,554,432 characters") in said
 
 
 def test_levels_are_counted_in_every_row(tmp_path):
-    deep = ["[" * n + "]" * n for n in (DEEPEST, DEEPEST + 1, 900, 990, 5000)]
+    deep = ["[" * n + "]" * n for n in (MAX_DEPTH, MAX_DEPTH + 1, 900, 990, 5000)]
     (tmp_path / "a.jsonl").write_text("".join(f'{{"question": "a", "more": {text}}}\n' for text in deep))
     first, *others = read_rows(str(tmp_path / "a.jsonl"))
     assert isinstance(first, Row)
@@ -138,7 +138,7 @@ def test_long_rows_of_parquet_come_a_few_at_a_time(tmp_path):
     parts = list(read_chunks(str(tmp_path / "a.parquet")))
     assert [text for part in parts for text in part.columns["question"]] == texts
     assert [line for part in parts for line in part.lines] == list(range(1, 101))
-    assert max(sum(map(len, part.columns["question"])) for part in parts) <= CHARACTERS + 1_000_010
+    assert max(sum(map(len, part.columns["question"])) for part in parts) <= CHUNK_CHARACTERS + 1_000_010
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])

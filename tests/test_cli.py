@@ -176,7 +176,7 @@ def test_dry_run_prints_what_a_recipe_and_its_base_resolve_to(tmp_path):
         (["stage1", "--dta", "x"], "No such option"),
         (["stage1", "--data", "DATA", "--set", "stage1.max_step=1"], "did you mean 'stage1.max_steps'"),
         (["stage1", "--data", "DATA", "--recipe", "absent"], "no recipe 'absent': give a .yaml file or one of"),
-        (["stage1", "--data", "DATA", "--set", "extends=tiny-cpu"], "--set extends: a recipe file alone can extend"),
+        (["stage1", "--data", "DATA", "--set", "extends=tiny-cpu"], "--set extends: only a recipe file can extend"),
         (
             ["stage1", "--data", "DATA", "--set", "stage1.lr_scheduler=slow"],
             "stage1.lr_scheduler: slow is not a valid",
@@ -193,7 +193,7 @@ def test_dry_run_prints_what_a_recipe_and_its_base_resolve_to(tmp_path):
         (["stage1", "--data", "DATA", "--set", "model.tuning=full", "--set", "model.dtype=bfloat16"], "float32"),
         (["stage1", "--data", "DATA", "--set", "model.lora.target_modules=[q_proj,lm_head]"], "lm_head"),
         (["stage1", "--data", "DATA", "--set", "model.name=nobody/nothing"], "no tokenizer to be had"),
-        (["chat", "torn"], "not a whole safetensors file"),
+        (["chat", "torn"], "not a complete safetensors file"),
         (["stage1", "--data", "DATA", "--resume"], "--out"),
         (["stage1", "--data", "DATA", "--resume", "--out", "torn"], "no run to resume here"),
         (["stage2", "--data", "DATA", "--from", "."], "not a checkpoint"),
@@ -258,7 +258,7 @@ def test_data_of_which_no_row_can_be_graded_right_is_refused(tmp_path):
     (tmp_path / "d.csv").write_text("question,correct_answer\n1 + 1?,plum\n2 + 2?,apple\n")
     done = scorefast_here("eval", "base", "--data", "d.csv", "--grader", "numeric", cwd=tmp_path)
     assert done.returncode == 2
-    assert "no reply can ever be graded right, by any of 2 rows: correct_answer holds no number" in done.stderr
+    assert "no reply to any of 2 rows can be graded right: correct_answer contains no number" in done.stderr
 
 
 def test_resume_with_other_data_is_refused(trained, tmp_path):

@@ -94,14 +94,14 @@ def test_every_flipped_bit_cut_and_missing_file_is_damage(tmp_path):
         flipped = bytearray(content)
         flipped[position] ^= 1 << position % 8
         (folder / "weights").write_bytes(flipped)
-        assert damage(folder) == "weights is not what was written (SHA-256 differs)"
+        assert damage(folder) == "weights has changed since it was written (SHA-256 differs)"
     (folder / "weights").write_bytes(content[:-1])
-    assert damage(folder) == "weights has 255 bytes, not the 256 it was written with"
+    assert damage(folder) == "weights has 255 bytes, but 256 were written"
     (folder / "weights").unlink()
     assert damage(folder) == "weights is missing"
     (tmp_path / "elsewhere").write_bytes(content)
     (folder / "weights").symlink_to(tmp_path / "elsewhere")
-    assert "is no file of the folder" in (damage(folder) or "")
+    assert "is not a file of the folder" in (damage(folder) or "")
     (folder / "weights").unlink()
     (folder / "weights").write_bytes(content)
     assert damage(folder) is None
@@ -141,10 +141,10 @@ def test_a_seal_that_is_none_of_ours_is_damage(tmp_path, text):
 def test_a_seal_that_is_no_file_or_endless_is_damage(tmp_path):
     folder = sealed(tmp_path / "checkpoint-1")
     os.truncate(folder / "checkpoint.json", 2**40)
-    assert damage(folder) == "its checkpoint.json is not one of ours"
+    assert damage(folder) == "its checkpoint.json is not a seal"
     (folder / "checkpoint.json").unlink()
     os.mkfifo(folder / "checkpoint.json")
-    assert damage(folder) == "its checkpoint.json is not one of ours"
+    assert damage(folder) == "its checkpoint.json is not a seal"
 
 
 def test_no_link_out_of_a_run_is_followed(tmp_path):
@@ -579,7 +579,7 @@ def test_a_damaged_checkpoint_is_one_line(trained, tmp_path):
     for command in (["chat", "moved"], ["eval", "moved", "--data", SHIPPED], ["export", "moved", "--out", "x"]):
         done = scorefast_here(*command, cwd=tmp_path)
         assert done.returncode == 2
-        wrong = "adapter_model.safetensors is not what was written (SHA-256 differs)"
+        wrong = "adapter_model.safetensors has changed since it was written (SHA-256 differs)"
         assert done.stderr.splitlines()[-1] == (
             f"scorefast: moved: not a complete checkpoint: {wrong}; --resume rewrites it, or use moved/checkpoint-2"
         )

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scorefast.data.columns import PRESETS, parse_rows, plain_name, question_of
+from scorefast.data.columns import PRESETS, normalized_name, parse_rows, question_of
 from scorefast.data.example import SPLITS, Example
 from scorefast.data.load import load_dataset, read_questions
 from scorefast.data.rows import Rows
@@ -139,20 +139,23 @@ def test_parts_are_lines_and_a_part_that_is_no_text_is_a_bad_row(tmp_path):
         (7, "7"),
     ):
         row = {"messages": [said("user", [*parts("what is this?"), part]), said("assistant", "2")]}
-        assert bad(tmp_path, row).endswith(f"d.jsonl:1: a message has a part that is no text: {kind}")
+        assert bad(tmp_path, row).endswith(f"d.jsonl:1: a message has a part that is not text: {kind}")
 
 
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
         ({"messages": [said("user", {}), said("assistant", "a")]}, "a message's content is a dict, not text"),
-        ({"messages": [said("user", "q"), said("tool", "4"), said("assistant", "a")]}, "messages go user, tool, "),
+        (
+            {"messages": [said("user", "q"), said("tool", "4"), said("assistant", "a")]},
+            "messages have the roles user, tool, ",
+        ),
         ({"messages": [said("user", "q"), said("assistant", None)]}, "blank correct_answer"),
         ({"conversations": [{"value": "q"}]}, "conversations are not a list of objects"),
         ({"conversations": "[{"}, "conversations are not JSON"),
         ({"prompt": "q", "completion": {"a": 1}}, "completion is a dict, not text"),
-        ({"prompt": [said("user", "q")], "completion": [said("user", "a")]}, "messages go user, user"),
-        ({"prompt": "[{'role': 'user'}]", "completion": "a"}, "prompt are messages as Python writes them, not JSON"),
+        ({"prompt": [said("user", "q")], "completion": [said("user", "a")]}, "messages have the roles user, user"),
+        ({"prompt": "[{'role': 'user'}]", "completion": "a"}, "prompt are messages in Python's repr, not JSON"),
         ({"prompt": "q", "reward_model": "{'ground_truth': 4}"}, "reward_model is not JSON"),
         ({"prompt": "q", "reward_model": {"style": "rule"}}, "reward_model has no ground_truth"),
         ({"prompt": "q", "reward_model": {"ground_truth": {"target": ["a"]}}}, "ground_truth is a dict, not text"),
@@ -175,7 +178,10 @@ def test_where_the_columns_fit_two_layouts_the_choice_is_said_and_can_be_made(tm
     row = {"problem": "p", "solution": "\\boxed{1}", "messages": [said("user", "q"), said("assistant", "a")]}
     notes = []
     assert examples(tmp_path, row, notes=notes)[0].question == "p"
-    assert "read by problem, solution (math); its columns also fit messages (--set data.preset=messages" in notes[0]
+    assert (
+        "using problem, solution (math); the columns also fit messages (choose with --set data.preset=messages"
+        in notes[0]
+    )
     notes.clear()
     assert examples(tmp_path, row, notes=notes, preset="messages")[0].question == "q"
     columns = {"question": "Problem", "correct_answer": "solution"}
@@ -185,7 +191,7 @@ def test_where_the_columns_fit_two_layouts_the_choice_is_said_and_can_be_made(tm
         examples(tmp_path, {"question": "q", "Question": "other", "correct_answer": "a"}, notes=notes)[0].question
         == "q"
     )
-    assert "question, Question have one name; question is read" in notes[0]
+    assert "question, Question have one name; using question" in notes[0]
 
 
 def test_a_column_of_a_layout_may_be_named(tmp_path):
@@ -201,8 +207,8 @@ def test_an_answer_is_gsm8ks_where_any_of_the_file_is(tmp_path):
     notes = []
     (e,) = examples(tmp_path, {"question": "q", "answer": 18}, notes=notes)
     assert e.correct_answer == "18"
-    assert "no answer ends in `#### n`: each is the reference as it stands (preset qa)" in notes[0]
-    with pytest.raises(UserError, match="answer has no final `#### n`"):
+    assert "no answer ends in `#### n`: each whole answer is the reference (preset qa)" in notes[0]
+    with pytest.raises(UserError, match="answer does not end in `#### n`"):
         examples(tmp_path, {"question": "q", "answer": "18"}, preset="gsm8k")
 
 
@@ -247,13 +253,15 @@ def test_whatever_stands_in_a_layouts_columns_is_an_example_or_a_bad_row(name, d
     preset = PRESETS[name]
     columns = [*preset.needs, *preset.also, "original_answer", "grader"]
     records = data.draw(st.lists(st.fixed_dictionaries(dict.fromkeys(columns, VALUES)), min_size=1, max_size=3))
-    parsed, problems = parse_rows(Rows("f", range(len(records)), records=records), preset, {})
+    texts, _, problems = parse_rows(Rows("f", range(len(records)), records=records), preset, {})
     for i in range(len(records)):
-        texts = [parsed[column][i] for column in ("question", "correct_answer")]
-        assert i in problems or all(isinstance(text, str) and text for text in texts)
+        cells = [texts[column][i] for column in ("question", "correct_answer")]
+        assert i in problems or all(isinstance(text, str) and text for text in cells)
         assert "\n" not in problems.get(i, "")
         assert isinstance(question_of(records[i]), str)
 
 
 def test_names_of_columns():
-    assert {plain_name(name) for name in ("correct_answer", " Correct Answer", "CORRECT-ANSWER ")} == {"correct_answer"}
+    assert {normalized_name(name) for name in ("correct_answer", " Correct Answer", "CORRECT-ANSWER ")} == {
+        "correct_answer"
+    }

@@ -37,7 +37,7 @@ def test_gains_are_paired_with_the_baseline():
     base, after = graded([(False, False)] * 40), graded([(False, True)] * 30 + [(False, False)] * 10)
     r = summarize("after", after, 2000, base)
     assert (r.gain_t1, r.gain_t2) == (0.0, 0.75)
-    with pytest.raises(ValueError, match="other questions"):
+    with pytest.raises(ValueError, match="different questions"):
         summarize("after", after, 10, graded([(False, False)] * 40, prefix="other"))
 
 

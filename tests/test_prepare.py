@@ -81,7 +81,7 @@ def test_prepared_rows_that_are_none_are_one_line(tmp_path, rows):
     manifest = json.loads((out / "manifest.json").read_text())
     manifest["sha256"]["test.parquet"] = file_sha256(path)
     (out / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"test\.parquet: holds no prepared rows"):
+    with pytest.raises(UserError, match=r"test\.parquet: not prepared rows"):
         load_dataset(str(out), RECIPE.data)
 
 
@@ -91,17 +91,17 @@ SOUND = {"id": "1", "question": "q", "original_answer": "o", "correct_answer": "
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"question": None}, "row 2: question is None, which is no text"),
-        ({"question": 7}, "row 1: question is 7, which is no text"),
+        ({"question": None}, "row 2: question is None, which is not text"),
+        ({"question": 7}, "row 1: question is 7, which is not text"),
         ({"question": " "}, "row 2: question is blank"),
-        ({"question": ["a"]}, "row 1: question is ['a'], which is no text"),
+        ({"question": ["a"]}, "row 1: question is ['a'], which is not text"),
         ({"question": "x" * 100_001}, "row 2: question has more than 100,000 characters"),
         ({"correct_answer": None}, "row 2: correct_answer is None"),
         ({"original_answer": {"a": 1}}, "row 1: original_answer is {'a': 1}"),
         ({"grader": "evil\x1b\n" + "x" * 10_000}, "row 2: grader is 'evil"),
         ({"id": None}, "row 2: id is None"),
-        ({"extra": "[1]"}, "row 2: extra is no JSON object"),
-        ({"extra": '{"a":' * 500 + "1" + "}" * 500}, "row 2: extra is no JSON object of at most 100 levels"),
+        ({"extra": "[1]"}, "row 2: extra is not a JSON object"),
+        ({"extra": '{"a":' * 500 + "1" + "}" * 500}, "row 2: extra is not a JSON object of at most 100 levels"),
         ({"extra": '{"a":' * 5000}, "row 2: "),
         ({"unheard_of": "1"}, "row 1: its columns are not"),
     ],
@@ -116,7 +116,7 @@ def test_prepared_values_that_prepare_never_writes_are_one_line(tmp_path, change
     with pytest.raises(UserError) as caught:
         load_dataset(str(out), RECIPE.data)
     said = str(caught.value)
-    assert said.startswith(f"{out / 'test.parquet'}: holds no prepared rows: {message}")
+    assert said.startswith(f"{out / 'test.parquet'}: not prepared rows: {message}")
     assert "\n" not in said
     assert len(said) < 700
 
@@ -136,9 +136,9 @@ def test_every_field_of_an_example_survives(tmp_path):
 def test_a_folder_prepared_with_other_fractions_is_refused(tmp_path):
     """Its training rows could be test rows of the recipe in force."""
     _, out = prepared(tmp_path, SHIPPED)
-    with pytest.raises(UserError, match=r"was prepared with test_fraction=0\.4, .* says test_fraction=0\.2"):
+    with pytest.raises(UserError, match=r"was prepared with test_fraction=0\.4, .* has test_fraction=0\.2"):
         load_dataset(str(out), Data())
-    with pytest.raises(UserError, match=r"with near_duplicates=0\.8, the recipe in force says near_duplicates=0\.0;"):
+    with pytest.raises(UserError, match=r"with near_duplicates=0\.8, but the recipe has near_duplicates=0\.0;"):
         load_dataset(str(out), RECIPE.data.model_copy(update={"near_duplicates": 0.0}))
     assert load_dataset(str(out), RECIPE.data.model_copy(update={"on_error": "skip"})).rows_kept == 900
 
@@ -217,7 +217,7 @@ def test_what_stands_in_a_benchmark_is_left_out_exactly_and_nearly(tmp_path):
     extra = write(tmp_path, [{"question": LONG.replace("12", "13").format("plums"), "correct_answer": "1"}], "e.jsonl")
     source.write_text(source.read_text() + "\n" + extra.read_text())
     done, _ = prepared(tmp_path, source, recipe=recipe, against=str(bench))
-    assert done.manifest["dropped"] == {f"stands in {bench}": 1, f"near duplicate of a question of {bench}": 1}
+    assert done.manifest["dropped"] == {f"question of {bench}": 1, f"near duplicate of a question of {bench}": 1}
     assert done.manifest["rows_kept"] == 1, "with another number it is another question"
     assert done.manifest["against"]["questions"] == 2
 
@@ -230,10 +230,10 @@ def test_a_benchmark_is_read_in_its_own_encoding_and_what_is_unreadable_is_said(
     notes = []
     recipe = load_recipe("tiny-cpu", ["data.encoding=cp949"])
     done, _ = prepared(tmp_path, source, recipe=recipe, against=str(bench), note=notes.append)
-    assert done.manifest["dropped"] == {f"stands in {bench}": 1}
-    with pytest.raises(UserError, match=r"d\.csv: no row is left: stands in .*d\.csv: 2"):
+    assert done.manifest["dropped"] == {f"question of {bench}": 1}
+    with pytest.raises(UserError, match=r"d\.csv: no row is left: question of .*d\.csv: 2"):
         prepared(tmp_path, source, "nothing", recipe=recipe, against=str(source), note=notes.append)
-    assert any("1 rows without a readable question" in line for line in notes)
+    assert any("1 rows have no readable question" in line for line in notes)
     mixed = write(tmp_path, [{"question": "a?"}, {"problem": "b?"}, rows[2]], "mixed.jsonl")
     assert read_questions(str(mixed)) == ["a?", "b?", "b"]
 
@@ -267,7 +267,7 @@ def test_tokens_lengths_and_label_balance_are_counted(tmp_path, chat):
 
 
 def test_a_large_source_is_measured_on_the_same_rows_in_any_order(tmp_path, chat, monkeypatch):
-    monkeypatch.setattr("scorefast.prepare.MEASURED", 100)
+    monkeypatch.setattr("scorefast.prepare.MAX_MEASURED", 100)
     lines = SHIPPED.read_text(encoding="utf-8").splitlines()
     reversed_file = tmp_path / "r.csv"
     reversed_file.write_text("\n".join([lines[0], *reversed(lines[1:])]), encoding="utf-8")
@@ -304,7 +304,7 @@ def test_a_file_put_in_the_way_of_the_data_is_not_replaced(tmp_path):
         (out / "train.parquet").write_text("precious")
         return examples
 
-    with pytest.raises(UserError, match=r"train\.parquet: was put there meanwhile"):
+    with pytest.raises(UserError, match=r"train\.parquet: appeared meanwhile"):
         prepare(str(SHIPPED), RECIPE, out, fill=put)
     assert {p.name: p.read_text() for p in out.iterdir()} == {"train.parquet": "precious"}
 
@@ -332,7 +332,7 @@ def test_a_killed_run_leaves_nothing_that_looks_like_data(tmp_path):
         time.sleep(0.05)
     process.kill()
     process.wait()
-    with pytest.raises(UserError, match="holds no file to read"):
+    with pytest.raises(UserError, match="contains no file to read"):
         load_dataset(str(tmp_path / "out"), RECIPE.data)
 
 
@@ -431,7 +431,7 @@ def test_references_that_no_reply_can_meet_are_said(tmp_path):
     rows = [{"question": f"Fruit {i}?", "correct_answer": "plum" if i % 3 else "3 plums"} for i in range(30)]
     recipe = load_recipe("tiny-cpu", ["reward.grader=numeric"])
     done, _ = prepared(tmp_path, write(tmp_path, rows), recipe=recipe)
-    said = "20 of 30 rows can never be graded right: correct_answer holds no number, which grader numeric compares"
+    said = "20 of 30 rows can never be graded right: correct_answer contains no number, which grader numeric needs"
     assert done.manifest["read_as"]["notes"] == [said]
     auto = load_recipe("tiny-cpu", ["reward.grader=auto"])
     assert not prepared(tmp_path, write(tmp_path, rows), "auto", auto)[0].manifest["read_as"]["notes"]

@@ -166,7 +166,7 @@ CHAINS = {
     "no YAML": ("extends: b.yaml\n", "a: [", "a.yaml: extends: {folder}/b.yaml: not YAML: "),
     "no mapping": ("extends: b.yaml\n", "- a\n", "a.yaml: extends: {folder}/b.yaml: expected keys such as"),
     "too many values": ("extends: b.yaml\n", "".join(f"k{i}: 1\n" for i in range(9000)), "more than 10,000 values"),
-    "too many bytes": ("extends: b.yaml\n", "#" * 100_001, "b.yaml: larger than the 100,000 bytes"),
+    "too many bytes": ("extends: b.yaml\n", "#" * 100_001, "b.yaml: larger than 100,000 bytes"),
     "no name": (
         "extends: nothing-such\n",
         "",
@@ -174,11 +174,11 @@ CHAINS = {
     ),
     "no list": ("extends: [tiny-cpu]\n", "", "a.yaml: extends: expected the name of a shipped recipe or the path of a"),
     "nothing": ("extends:\n", "", "a.yaml: extends: expected the name of a shipped recipe or the path of a .yaml file"),
-    "itself": ("extends: a.yaml\n", "", "a.yaml: extends: goes in a circle: {folder}/a.yaml -> {folder}/a.yaml"),
+    "itself": ("extends: a.yaml\n", "", "a.yaml: extends: circular: {folder}/a.yaml -> {folder}/a.yaml"),
     "a circle": (
         "extends: b.yaml\n",
         "extends: ../x/a.yaml\n",
-        "b.yaml: extends: goes in a circle: {folder}/a.yaml -> ",
+        "b.yaml: extends: circular: {folder}/a.yaml -> ",
     ),
     "misspelled": ("extend: tiny-cpu\n", "", "a.yaml: unknown key 'extend'; did you mean 'extends'?"),
     "inside a group": ("model: {extends: tiny-cpu}\n", "", "a.yaml: unknown key 'model.extends'"),
@@ -204,7 +204,7 @@ def test_what_is_wrong_in_a_chain_is_one_line_naming_the_file_and_key(tmp_path, 
 def test_a_chain_has_five_bases_at_most(tmp_path):
     write(tmp_path, **{f"r{i}": f"extends: r{i + 1}.yaml\n" for i in range(6)}, r6="seed: 8\n")
     assert load_recipe(str(tmp_path / "r1.yaml")).seed == 8
-    with pytest.raises(UserError, match=r"r5\.yaml: extends: more than 5 files.*r0\.yaml -> .*r6\.yaml$"):
+    with pytest.raises(UserError, match=r"r5\.yaml: extends: a chain of more than 5 bases.*r0\.yaml -> .*r6\.yaml$"):
         load_recipe(str(tmp_path / "r0.yaml"))
 
 
@@ -216,7 +216,7 @@ def test_a_base_that_is_no_regular_file_does_not_hang(tmp_path):
 
 
 def test_set_does_not_choose_a_base():
-    with pytest.raises(UserError, match=r"^--set extends: a recipe file alone can extend another"):
+    with pytest.raises(UserError, match=r"^--set extends: only a recipe file can extend another"):
         load_recipe("tiny-cpu", ["extends=gemma-2-2b-it"])
 
 
@@ -253,7 +253,7 @@ def test_the_recipe_of_a_run_or_a_checkpoint_extends_none(tmp_path, read, base):
     write(tmp_path, mine="report_to: precious\n")
     write(folder, recipe=f"extends: {base}\n", other="seed: 1\n")
     seal(folder)
-    with pytest.raises(UserError, match=r"recipe\.yaml: extends: not followed in the folder of a run or a checkpoint"):
+    with pytest.raises(UserError, match=r"recipe\.yaml: extends: not allowed in the folder of a run or a checkpoint"):
         read(folder)
 
 
@@ -317,15 +317,15 @@ def _laughs(line):
 
 
 HOSTILE = {
-    "a million keys": ("".join(f"key{i}: 1\n" for i in range(1_000_000)), "larger than the 100,000 bytes"),
+    "a million keys": ("".join(f"key{i}: 1\n" for i in range(1_000_000)), "larger than 100,000 bytes"),
     "many keys": ("".join(f"k{i}: 1\n" for i in range(9000)), "more than 10,000 values"),
     "laughs": (_laughs(lambda old: f"[{', '.join([f'*{old}'] * 10)}]"), "more than 10,000 values"),
     "merged laughs": (_laughs(lambda old: f"{{<<: [{', '.join([f'*{old}'] * 10)}]}}"), "more than 10,000 values"),
-    "itself": ("seed: &a [*a]", "stands for something that holds it"),
+    "itself": ("seed: &a [*a]", "refers to a value that contains it"),
     "deep": ("seed: " + "[" * 5000, "nested deeper than 50"),
     "deep blocks": ("- " * 5000, "nested deeper than 50"),
-    "twice": ("seed: 1\nmodel: {}\nseed: 2\n", "line 3, column 1: the key 'seed' stands there twice"),
-    "twice inside": ("stage1:\n  beta1: 1\n  beta1: 2\n", "line 3, column 3: the key 'beta1'"),
+    "twice": ("seed: 1\nmodel: {}\nseed: 2\n", "line 3, column 1: duplicate key 'seed'"),
+    "twice inside": ("stage1:\n  beta1: 1\n  beta1: 2\n", "line 3, column 3: duplicate key 'beta1'"),
     "tag": ("seed: !!int 1\n", "is not allowed"),
     "date": ("seed: 2026-99-99\n", "month must be"),
     "digits": ("seed: 0x" + "f" * 5000, "more than 100 digits"),

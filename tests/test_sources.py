@@ -129,7 +129,7 @@ def test_a_saved_dataset_is_read_and_one_of_splits_is_asked_for(tmp_path):
     datasets.DatasetDict(train=saved, test=saved).save_to_disk(str(tmp_path / "d"))
     assert values(tmp_path / "d" / "train") == ROWS
     assert [path.suffix for path in source_files(str(tmp_path / "d" / "train"))] == [".arrow"]
-    assert f"holds the splits train, test: give one of them, e.g. {tmp_path / 'd' / 'train'}" in refusal(tmp_path / "d")
+    assert f"has the splits train, test: give one of them, e.g. {tmp_path / 'd' / 'train'}" in refusal(tmp_path / "d")
 
 
 @pytest.mark.parametrize("named", ["../outside.arrow", "/etc/hostname", "absent.arrow"])
@@ -144,7 +144,7 @@ def test_a_saved_dataset_does_not_lead_out_of_its_folder(tmp_path, named):
 
 def test_a_picture_is_not_taken_for_an_old_encoding(tmp_path):
     (tmp_path / "d.csv").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)) * 20)
-    assert "d.csv: not text: it holds NUL bytes" in refusal(tmp_path / "d.csv")
+    assert "d.csv: not text: it contains NUL bytes" in refusal(tmp_path / "d.csv")
 
 
 @pytest.mark.parametrize("name", ["d.csv", "d.csv.gz", "d.jsonl.zst", "d.parquet", "halves"])
@@ -239,7 +239,7 @@ def test_a_truncated_parquet_file_a_missing_one_and_a_folder_without_any_are_ref
     assert refusal(tmp_path / "no.csv") == f"{tmp_path / 'no.csv'}: no such file or folder"
     (tmp_path / "empty").mkdir()
     put(tmp_path / "empty", "picture.png", b"x")
-    assert "holds no file to read" in refusal(tmp_path / "empty")
+    assert "contains no file to read" in refusal(tmp_path / "empty")
     with pytest.raises(UserError, match="no such file or folder"):
         source_files(str(tmp_path / "no.csv"))
 
@@ -249,7 +249,7 @@ def test_another_delimiter_in_the_header_is_taken_and_noted(tmp_path, delimiter)
     notes = []
     path = put(tmp_path, "d.csv", csv_text(ROWS[:9], delimiter).encode("utf-8-sig"))
     assert values(path, note=notes.append) == ROWS[:9]
-    assert notes == [f"{path}: its header has no comma: cells end at {delimiter!r} (assumed)"]
+    assert notes == [f"{path}: the header has no comma: assumed the delimiter {delimiter!r}"]
 
 
 def test_lines_that_end_in_carriage_returns_alone(tmp_path):
@@ -293,8 +293,8 @@ def test_an_unsure_encoding_is_refused_until_it_is_named(tmp_path):
     assert "d.csv: not UTF-8, and the encoding is not certain (" in refusal(path)
     assert "name it with --set data.encoding=" in refusal(path)
     assert values(path, encoding="cp949") == [{"a": "차"}]
-    assert "data.encoding=cp94: not an encoding" in refusal(path, encoding="cp94")
-    assert "data.encoding=rot13: not an encoding" in refusal(path, encoding="rot13")
+    assert "data.encoding=cp94: not a text encoding" in refusal(path, encoding="cp94")
+    assert "data.encoding=rot13: not a text encoding" in refusal(path, encoding="rot13")
 
 
 def test_a_named_encoding_is_taken_at_its_word(tmp_path):
@@ -354,7 +354,7 @@ def test_large_cells_are_not_gathered_by_the_thousand(tmp_path):
 )
 def test_a_codec_that_is_no_encoding_of_text_is_refused(tmp_path, name):
     (tmp_path / "a.csv").write_bytes(HEADER + b"a,b,c\n")
-    with pytest.raises(UserError, match="not an encoding of text that Python knows"):
+    with pytest.raises(UserError, match="not a text encoding that Python knows"):
         list(read_rows(str(tmp_path / "a.csv"), encoding=name))
 
 

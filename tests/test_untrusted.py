@@ -107,7 +107,7 @@ def test_damaged_weights_are_named(adapter, model, recipe, damage):
         (model / "model.safetensors", lambda: refused_model(model)),
     ):
         DAMAGES[damage](weights)
-        assert f"{weights}: not a whole safetensors file" in refused()
+        assert f"{weights}: not a complete safetensors file" in refused()
 
 
 def test_weights_that_are_no_file_do_not_hang(adapter, recipe):
@@ -295,19 +295,19 @@ def test_json_without_an_end_is_refused_by_its_size(adapter, model, recipe, file
     folder = adapter if file.startswith("adapter") else model
     os.truncate(folder / file, 2**40)  # a hole: takes no room on the disk
     message = refused_adapter(adapter, recipe) if folder == adapter else refused_model(model)
-    assert f"{folder / file}: larger than the" in message
+    assert f"{folder / file}: larger than" in message
 
 
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        ("../../other.safetensors", "expected a .safetensors file of its own folder"),
-        ("/etc/other.safetensors", "expected a .safetensors file of its own folder"),
-        ("sub/other.safetensors", "expected a .safetensors file of its own folder"),
-        ("..\\other.safetensors", "expected a .safetensors file of its own folder"),
-        ("pytorch_model.bin", "expected a .safetensors file of its own folder"),
-        ("other.safetensors", "which is not there"),
-        (7, "expected a weight_map from names to files"),
+        ("../../other.safetensors", "expected a .safetensors file in the same folder"),
+        ("/etc/other.safetensors", "expected a .safetensors file in the same folder"),
+        ("sub/other.safetensors", "expected a .safetensors file in the same folder"),
+        ("..\\other.safetensors", "expected a .safetensors file in the same folder"),
+        ("pytorch_model.bin", "expected a .safetensors file in the same folder"),
+        ("other.safetensors", "which does not exist"),
+        (7, "expected a weight_map of tensor names to files"),
     ],
 )
 def test_an_index_leads_nowhere_else(model, named, message):
@@ -321,13 +321,13 @@ def test_an_index_leads_nowhere_else(model, named, message):
 def test_a_pickle_is_refused_with_the_way_out(model, pickle):
     (model / "model.safetensors").rename(model / pickle)
     message = refused_model(model)
-    assert f"{model / pickle}: weights in pickle, which can run any code as it is read" in message
+    assert f"{model / pickle}: pickled weights, which can run arbitrary code when loaded" in message
     assert "safetensors.torch.save_file" in message
 
 
 def test_an_adapter_in_pickle_is_refused_with_the_way_out(adapter, recipe):
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    assert "weights in pickle" in refused_adapter(adapter, recipe)
+    assert "pickled weights" in refused_adapter(adapter, recipe)
 
 
 def test_a_pickle_beside_safetensors_is_not_read(adapter, model, recipe):
@@ -338,14 +338,14 @@ def test_a_pickle_beside_safetensors_is_not_read(adapter, model, recipe):
 
 def test_a_model_folder_that_leads_to_another_model_is_refused(adapter, model):
     shutil.copy(adapter / "adapter_config.json", model)
-    assert "holds a model and an adapter" in refused_model(model)
+    assert "contains a model and an adapter" in refused_model(model)
 
 
 @pytest.mark.parametrize(
     ("template", "message"),
     [
         ("x" * 100_001, "a chat template of 100,001 characters; at most 100,000"),
-        ("x" * 1_000_000, "larger than the 400,000 bytes"),
+        ("x" * 1_000_000, "larger than 400,000 bytes"),
         ("{{ raise_exception('no, not with you') }}", "fails on user, assistant, user: no, not with you"),
         ("{{ 1 / 0 }}", "division by zero"),
         ("{% for", "chat template"),
@@ -366,7 +366,7 @@ def test_a_hostile_template_is_one_line(model, template, message, place, monkeyp
     else:
         (model / "chat_template.jinja").unlink()
         rewrite(model / place, chat_template=template)
-        message = message.replace("larger than the 400,000 bytes", "of 1,000,000 characters; at most")
+        message = message.replace("larger than 400,000 bytes", "of 1,000,000 characters; at most")
     assert message in refused_model(model)
 
 
@@ -397,7 +397,7 @@ def test_memory_is_bounded_and_the_limit_before_comes_back():
 def test_json_is_read_within_its_limit(tmp_path):
     (tmp_path / "a.json").write_text('{"a": 1}')
     assert read_json(tmp_path / "a.json", 8) == {"a": 1}
-    with pytest.raises(UserError, match="larger than the 7 bytes"):
+    with pytest.raises(UserError, match="larger than 7 bytes"):
         read_json(tmp_path / "a.json", 7)
 
 

@@ -84,5 +84,5 @@ def test_a_folder_is_not_taken_for_data_of_the_hub(tmp_path, monkeypatch):
     (tmp_path / "somebody/data").mkdir(parents=True)
     (tmp_path / "somebody/data/train.jsonl").write_text('{"question": "a", "answer": "b"}\n')
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="somebody/data stands in the working directory"):
+    with pytest.raises(UserError, match="somebody/data is also in the working directory"):
         list(read_rows("hub:somebody/data"))

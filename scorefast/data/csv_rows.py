@@ -6,19 +6,16 @@ import csv
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from scorefast.data.compressed import kind_of
-from scorefast.data.rows import CHARACTERS, RAW_KEPT, ROWS, BadRow, Rows, header_problem, text_problem
+from scorefast.data.rows import CHUNK_CHARACTERS, CHUNK_ROWS, RAW_CHARACTERS, BadRow, Rows, header_problem, text_problem
 from scorefast.errors import UserError
 from scorefast.files.lines import LARGEST_CELL, bounded_lines
 
-if TYPE_CHECKING:
-    pass
-
 
 class _RowLines:
-    """Lines for csv.reader. Those of the row that it reads are kept until the next one begins."""
+    """Lines for csv.reader. Keeps the lines of the current row until the next row begins."""
 
     def __init__(self, lines: Iterator[str], path: Path, number: int):
         self.kept: list[str] = []
@@ -45,13 +42,13 @@ def _delimiter(path: Path, first: str, note: Callable[[str], None]) -> str:
     head = next(csv.reader([first]), [])
     other = next((d for d in "\t;" if d in head[0]), "") if len(head) == 1 else ""
     if other:
-        note(f"{path}: its header has no comma: cells end at {other!r} (assumed)")
+        note(f"{path}: the header has no comma: assumed the delimiter {other!r}")
     return other or ","
 
 
 def csv_rows(path: Path, text: TextIO, note: Callable[[str], None]) -> Iterator[Rows | BadRow]:
     csv.field_size_limit(LARGEST_CELL)
-    every = bounded_lines(text, path, 2 * LARGEST_CELL)  # csv itself tells of a cell that is larger
+    every = bounded_lines(text, path, 2 * LARGEST_CELL)  # csv itself refuses a cell above LARGEST_CELL
     blank, first = next(((n, line) for n, line in enumerate(every) if line.strip()), (0, ""))
     source = _RowLines(itertools.chain([first], every), path, blank + 1)
     try:
@@ -64,7 +61,7 @@ def csv_rows(path: Path, text: TextIO, note: Callable[[str], None]) -> Iterator[
     file, width, suspect = str(path), len(names), text.errors != "strict"
     rows: list[list[str]] = []
     lines: list[int] = []
-    size = 0  # characters in `rows`, and one for each cell
+    size = 0  # characters in `rows`, plus one for each cell
 
     def chunk() -> Iterator[Rows]:
         nonlocal size
@@ -75,7 +72,7 @@ def csv_rows(path: Path, text: TextIO, note: Callable[[str], None]) -> Iterator[
             size = 0
 
     def bad(problem: str) -> BadRow:
-        return BadRow(file, blank + line + 1, problem, "".join(source.kept)[:RAW_KEPT])
+        return BadRow(file, blank + line + 1, problem, "".join(source.kept)[:RAW_CHARACTERS])
 
     while True:
         line = reader.line_num  # before the row
@@ -92,7 +89,7 @@ def csv_rows(path: Path, text: TextIO, note: Callable[[str], None]) -> Iterator[
                     yield bad(problem or f"{len(cells)} cells, the header has {width}")
                 line = reader.line_num
                 source.begin()
-                if len(rows) == ROWS or size > CHARACTERS:
+                if len(rows) == CHUNK_ROWS or size > CHUNK_CHARACTERS:
                     yield from chunk()
             yield from chunk()
             return

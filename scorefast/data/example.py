@@ -1,18 +1,18 @@
-"""One example, one row that was dropped, and a data set of both. Imports no torch."""
+"""An example, a dropped row, and a data set of both. Imports no torch."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from scorefast.errors import UserError
 from scorefast.schema import GraderName
 
 COLUMNS = ("question", "original_answer", "correct_answer")
 OPTIONAL = ("grader", "original_answer_by")
-LONGEST = 100_000  # characters of a text: several times what a model reads at once, a second of its tokenizer
+MAX_CHARACTERS = 100_000  # of a text: several context windows, and about a second of tokenizing
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -20,8 +20,11 @@ HELD_OUT_FIRST: tuple[Split, ...] = ("test", "validation", "train")
 
 
 class Example(NamedTuple):
-    """grader: of this row alone. original_answer_by: the model that wrote it, None for the source. extra: the source's
-    columns that have none of these names, for reward functions."""
+    """One question with its answers.
+
+    grader: overrides the recipe's grader for this row. original_answer_by: the model that wrote the original answer;
+    None if it came with the source. extra: the source's other columns, for reward functions.
+    """
 
     id: str
     question: str
@@ -29,21 +32,21 @@ class Example(NamedTuple):
     correct_answer: str
     grader: GraderName | None = None
     original_answer_by: str | None = None
-    extra: Mapping[str, Any] | None = None
+    extra: Mapping[str, object] | None = None
 
 
 class Dropped(NamedTuple):
-    """A row that is not used. bad: something is wrong with it (a repeated question is no fault of its row)."""
+    """A row that is not used. bad: the row itself is faulty; a repeated question is not a fault."""
 
     file: str
     line: int | None
     reason: str
-    row: Any
+    row: object
     bad: bool = False
 
     @property
     def kind(self) -> str:
-        """The reason without the particulars of its row: `not JSON`, not `not JSON: Expecting ...`."""
+        """The reason without the details of the row: `not JSON`, not `not JSON: Expecting ...`."""
         return re.split(r": | in lines | '|, the header|, not text", self.reason)[0] if self.bad else self.reason
 
     def __str__(self) -> str:
@@ -52,7 +55,7 @@ class Dropped(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples by split, and what was dropped on the way, by reason."""
+    """Examples by split, and the number of dropped rows by reason."""
 
     source: str
     rows_read: int
@@ -69,5 +72,5 @@ class Dataset:
 
     def split(self, name: Split, purpose: str) -> list[Example]:
         if not self.splits[name]:
-            raise UserError(f"{self.source}: no row falls into the {name} split, needed for {purpose}")
+            raise UserError(f"{self.source}: no row is in the {name} split, which {purpose} needs")
         return self.splits[name]

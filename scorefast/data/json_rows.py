@@ -6,30 +6,27 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from scorefast.data.rows import (
-    CHARACTERS,
-    LARGEST_WHOLE,
-    MOST_VALUES,
-    RAW_KEPT,
-    ROWS,
+    CHUNK_CHARACTERS,
+    CHUNK_ROWS,
+    MAX_JSON_BYTES,
+    MAX_JSON_VALUES,
+    RAW_CHARACTERS,
     BadRow,
     Rows,
+    json_too_large,
     text_problem,
-    too_large,
 )
 from scorefast.errors import UserError
-from scorefast.files.bounded import DEEPEST, MOST_COLUMNS, is_deep
+from scorefast.files.bounded import MAX_COLUMNS, MAX_DEPTH, is_deep
 from scorefast.files.lines import bounded_lines
 from scorefast.files.text import one_line
 
-if TYPE_CHECKING:
-    pass
-
 
 def jsonl_rows(path: Path, text: TextIO) -> Iterator[Rows | BadRow]:
-    records: list[dict[str, Any]] = []
+    records: list[dict[str, object]] = []
     lines: list[int] = []
     size = 0  # characters in `records`
     for number, line in enumerate(bounded_lines(text, path), 1):
@@ -37,11 +34,11 @@ def jsonl_rows(path: Path, text: TextIO) -> Iterator[Rows | BadRow]:
             continue
         value, problem = _parsed(line)
         problem = problem or _object_problem(value, line, text, _may_be_deep(line))
-        if records and (problem or len(records) == ROWS or size > CHARACTERS):
+        if records and (problem or len(records) == CHUNK_ROWS or size > CHUNK_CHARACTERS):
             yield Rows(str(path), lines, records=records, size=size)
             records, lines, size = [], [], 0
         if problem:
-            yield BadRow(str(path), number, problem, line[:RAW_KEPT])
+            yield BadRow(str(path), number, problem, line[:RAW_CHARACTERS])
         else:
             records.append(value)
             lines.append(number)
@@ -51,11 +48,13 @@ def jsonl_rows(path: Path, text: TextIO) -> Iterator[Rows | BadRow]:
 
 
 def json_rows(path: Path, text: TextIO) -> Iterator[Rows | BadRow]:
-    whole = text.read(LARGEST_WHOLE + 1)
-    if len(whole) > LARGEST_WHOLE:
-        raise UserError(too_large(path))
-    if sum(map(whole.count, "[{,")) > MOST_VALUES:
-        raise UserError(f"{path}: more than {MOST_VALUES:,} values in one .json; make it a .jsonl, a row a line")
+    whole = text.read(MAX_JSON_BYTES + 1)
+    if len(whole) > MAX_JSON_BYTES:
+        raise UserError(json_too_large(path))
+    if sum(map(whole.count, "[{,")) > MAX_JSON_VALUES:
+        raise UserError(
+            f"{path}: more than {MAX_JSON_VALUES:,} values in one .json; convert it to .jsonl, one row per line"
+        )
     rows, problem = _parsed(whole)
     if isinstance(rows, dict):
         lists = [v for v in rows.values() if isinstance(v, list) and any(isinstance(row, dict) for row in v)]
@@ -65,29 +64,29 @@ def json_rows(path: Path, text: TextIO) -> Iterator[Rows | BadRow]:
     deep = _may_be_deep(whole)
     judged = ((number, _object_problem(row, whole, text, deep)) for number, row in enumerate(rows, 1))
     for good, group in itertools.groupby(judged, key=lambda item: item[1] is None):
-        while good and (lines := [number for number, _ in itertools.islice(group, ROWS)]):
+        while good and (lines := [number for number, _ in itertools.islice(group, CHUNK_ROWS)]):
             yield Rows(str(path), lines, records=rows[lines[0] - 1 : lines[-1]])
         for number, problem in group:
-            yield BadRow(str(path), number, str(problem), json.dumps(rows[number - 1])[:RAW_KEPT])
+            yield BadRow(str(path), number, str(problem), json.dumps(rows[number - 1])[:RAW_CHARACTERS])
 
 
 def _parsed(text: str) -> tuple[Any, str | None]:
     try:
-        return json.loads(text.removeprefix("\ufeff")), None  # files with marks, one after the other
-    except (ValueError, RecursionError) as error:  # malformed or a number of too many digits, nested too deeply
+        return json.loads(text.removeprefix("\ufeff")), None  # concatenated files each have a byte order mark
+    except (ValueError, RecursionError) as error:  # malformed, or a number with too many digits; nested too deeply
         return None, f"not JSON: {one_line(error)}"
 
 
 def _may_be_deep(written: str) -> bool:
-    return written.count("[") + written.count("{") > DEEPEST
+    return written.count("[") + written.count("{") > MAX_DEPTH
 
 
-def _object_problem(value: Any, written: str, text: TextIO, may_be_deep: bool) -> str | None:
+def _object_problem(value: object, written: str, text: TextIO, may_be_deep: bool) -> str | None:
     if not isinstance(value, dict):
         return "not an object"
-    if len(value) > MOST_COLUMNS:
-        return f"has {len(value):,} keys; at most {MOST_COLUMNS:,}"
+    if len(value) > MAX_COLUMNS:
+        return f"has {len(value):,} keys; at most {MAX_COLUMNS:,}"
     if may_be_deep and is_deep(value):
-        return f"nested deeper than {DEEPEST} levels"
+        return f"nested deeper than {MAX_DEPTH} levels"
     may_hold = text.errors != "strict" or "\\u" in written
     return text_problem(json.dumps(value, ensure_ascii=False), text) if may_hold else None

@@ -1,32 +1,34 @@
-"""Near duplicates across splits, and of a benchmark that must not stand in the data. Imports no torch."""
+"""Find near duplicates across splits, and of benchmark questions that must not be trained on. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scorefast.data.duplicates import near_duplicates, number_keys
 from scorefast.data.example import HELD_OUT_FIRST, SPLITS, Split
 from scorefast.data.reading import Kept
 from scorefast.files.text import normalized
 
-FAMILY = 0.1  # share of a split's questions left out as near duplicates that is worth a word
+NOTED_SHARE = 0.1  # share of a split's questions dropped as near duplicates, above which a note is given
 
 
 class Index:
-    """What is held in memory of the kept rows of each split: their `number_keys` and places, 16 bytes a row."""
+    """The `number_keys` and places of the kept rows of each split: 16 bytes of memory per row."""
 
     def __init__(self) -> None:
-        self._parts: dict[Split, list[np.ndarray]] = {name: [np.empty((2, 0), dtype=np.int64)] for name in SPLITS}
+        self._parts: dict[Split, list[NDArray[np.int64]]] = {
+            name: [np.empty((2, 0), dtype=np.int64)] for name in SPLITS
+        }
 
     def add(self, part: Kept) -> None:
         both = np.stack([part.keys, part.places])
         for i, name in enumerate(SPLITS):
             self._parts[name].append(both[:, part.splits == i])
 
-    def keys(self, name: Split) -> np.ndarray:
+    def keys(self, name: Split) -> NDArray[np.int64]:
         return np.concatenate([keys for keys, _ in self._parts[name]])
 
     def places(self, name: Split) -> list[int]:
@@ -41,11 +43,13 @@ def find_leaks(
     against: Sequence[str] = (),
     name: str = "",
 ) -> tuple[dict[Split, dict[int, tuple[str, str]]], int]:
-    """Near duplicates across splits, and of the questions of `against`: the copy nearer to training is to be dropped.
+    """Find near duplicates across splits and of the questions in `against`.
 
-    questions: by split, read only where a key of the index comes more than once. threshold: of the Jaccard index; 0
-    looks for none. Returns ({split: {position in it: (reason, normal form of the question that it nearly repeats)}},
-    pairs of near duplicates within one split, which stay).
+    Of each pair the copy nearer to training is the leak to drop; pairs within one split stay.
+
+    questions: by split, read only if a key of the index repeats. threshold: of the Jaccard index; 0 turns the search
+    off. name: of the benchmark `against`. Returns ({split: {position: (reason, normal form of the question that it
+    nearly repeats)}}, number of pairs within one split).
     """
     leaks: dict[Split, dict[int, tuple[str, str]]] = {}
     if not threshold:
@@ -57,13 +61,13 @@ def find_leaks(
     starts = np.cumsum([0, *map(len, parts)]).tolist()
     group = np.repeat(np.arange(4), list(map(len, parts)))
 
-    def texts(wanted: np.ndarray) -> Iterator[str]:
-        everywhere = (question for asked in sources.values() for question in asked)
-        return (normalized(question) for question, is_wanted in zip(everywhere, wanted, strict=True) if is_wanted)
+    def texts(wanted: NDArray[np.bool_]) -> Iterator[str]:
+        every = (question for asked in sources.values() for question in asked)
+        return (normalized(question) for question, is_wanted in zip(every, wanted, strict=True) if is_wanted)
 
     names = list(sources)
     alive = np.ones(len(keys), dtype=bool)
-    while True:  # among many alike, one pass compares each with its neighbours only
+    while True:  # one pass compares each question with its neighbours only
         found = near_duplicates(keys, texts, threshold, alive)
         across = [pair for pair in found if group[pair[0][0]] != group[pair[1][0]]]
         for (i, earlier), (j, _) in across:
@@ -74,13 +78,13 @@ def find_leaks(
             return leaks, sum(int(group[i]) > 0 for (i, _), _ in found)
 
 
-def note_families(
-    leaks: Mapping[Split, Mapping[int, Any]], questions: Mapping[Split, Iterable[str]], note: Callable[[str], None]
+def note_heavy_losses(
+    leaks: Mapping[Split, Mapping[int, object]], questions: Mapping[Split, Iterable[str]], note: Callable[[str], None]
 ) -> None:
-    """Says where so many of a split's questions are left out that they may be variants meant to stay."""
+    """Notes a split that loses many questions as near duplicates: they may be intended variants."""
     for name, found in leaks.items():
-        if len(found) > FAMILY * (rows := sum(1 for _ in questions[name])):
+        if len(found) > NOTED_SHARE * (rows := sum(1 for _ in questions[name])):
             note(
-                f"{len(found)} of {rows} {name} questions nearly repeat held-out ones and are left out; if they are "
-                "other questions to you, raise data.near_duplicates (0 looks for none)"
+                f"{len(found)} of {rows} {name} questions nearly repeat held-out ones and are left out; to keep such "
+                "variants, raise data.near_duplicates (0 turns the search off)"
             )

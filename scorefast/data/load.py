@@ -1,8 +1,8 @@
-"""Rows in, checked and split examples out. Imports no torch.
+"""Load a source into checked examples by split. Imports no torch.
 
-A row is `question, original_answer, correct_answer`; original_answer may be missing or blank (None then): on-policy
-methods sample their own first attempts. Which split a question belongs to follows from its text alone. Every row that
-is not used is counted by reason and kept to be shown: nothing vanishes.
+A row is `question, original_answer, correct_answer`. A missing or blank original_answer is None: on-policy methods
+sample their own first attempts. The text of a question alone determines its split. Every unused row is kept with its
+reason and counted.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from scorefast.data.columns import ASKED, question_of
+from scorefast.data.columns import QUESTION_COLUMNS, question_of
 from scorefast.data.example import SPLITS, Dataset, Dropped, Example, Split
-from scorefast.data.leaks import Index, find_leaks, note_families
+from scorefast.data.leaks import Index, find_leaks, note_heavy_losses
 from scorefast.data.prepared import MANIFEST, is_prepared, load_prepared
 from scorefast.data.reading import Reading
 from scorefast.data.rows import Row
@@ -26,9 +26,9 @@ from scorefast.schema import Data
 
 
 def load_dataset(source: str, settings: Data, note: Callable[[str], None] = lambda line: None) -> Dataset:
-    """Any source that `sources` reads, or a folder that `scorefast prepare` wrote with the same `split_settings`.
+    """Load any source of `data.sources`, or a folder that `scorefast prepare` wrote with the same `split_settings`.
 
-    Raises UserError naming the file, and the row or the columns where it can.
+    Raises UserError naming the file and, where possible, the row or the columns.
     """
     if is_prepared(source):
         return load_prepared(Path(source), settings, note)
@@ -42,20 +42,22 @@ def load_dataset(source: str, settings: Data, note: Callable[[str], None] = lamb
             continue
         index.add(part)
         for split, values in zip(part.splits.tolist(), zip(*part.columns.values(), strict=True), strict=True):
-            splits[SPLITS[split]].append(Example(*values))
+            splits[SPLITS[split]].append(Example._make(values))
     questions = {name: [e.question for e in splits[name]] for name in SPLITS}
     leaks, _ = find_leaks(questions, index, settings.near_duplicates)
-    note_families(leaks, questions, note)
+    note_heavy_losses(leaks, questions, note)
     for name, found in leaks.items():
         places = index.places(name)
-        dropped += [reading.nearly_repeated(places[i], splits[name][i], leak) for i, leak in found.items()]
+        dropped += [reading.drop_near_duplicate(places[i], splits[name][i], leak) for i, leak in found.items()]
         splits[name] = [e for i, e in enumerate(splits[name]) if i not in found]
     return Dataset(source, reading.rows_read, dict(reading.dropped), splits, tuple(dropped))
 
 
 def read_questions(source: str, note: Callable[[str], None] = lambda line: None) -> list[str]:
-    """The questions of a benchmark to check against: any source with one of the columns ASKED. What cannot be read of
-    it is noted. Raises UserError where nothing can."""
+    """The questions of a benchmark to check against: any source with one of QUESTION_COLUMNS.
+
+    Notes the number of unreadable rows. Raises UserError if no question can be read.
+    """
     if is_prepared(source):
         return [e.question for examples in load_prepared(Path(source), None).splits.values() for e in examples]
     found, unread = [], 0
@@ -63,11 +65,11 @@ def read_questions(source: str, note: Callable[[str], None] = lambda line: None)
         values = row.values if isinstance(row, Row) else {"question": ""}
         text = question_of(values)
         if text is None:
-            raise UserError(f"{source}: has no column {', '.join(ASKED)}; it has {listed(values)}")
+            raise UserError(f"{source}: has no column {', '.join(QUESTION_COLUMNS)}; it has {listed(values)}")
         unread += not text
         found += [text] if text else []
     if unread:
-        note(f"{source}: {unread} rows without a readable question, not checked against")
+        note(f"{source}: {unread} rows have no readable question and are not checked against")
     if not found:
         raise UserError(f"{source}: no question to check against")
     return found
@@ -78,10 +80,10 @@ def digests(questions: Iterable[str], name: str) -> dict[bytes, str]:
 
 
 def content_sha256(source: str) -> str:
-    """SHA-256 of a source's files (of a prepared folder's manifest, which holds those of its files)."""
+    """SHA-256 of a source's files. A prepared folder is hashed by its manifest, which has the hashes of its files."""
     if is_prepared(source):
         return file_sha256(Path(source) / MANIFEST)
-    if source.startswith("hub:"):  # what was loaded is hashed as prepared files are; here its name has to do
+    if source.startswith("hub:"):  # only the name; `prepare` hashes the rows it wrote
         return hashlib.sha256(source.encode()).hexdigest()
     hashes = [file_sha256(path) for path in source_files(source)]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

@@ -1,16 +1,15 @@
-"""Cells as text: plain ones, lists of chat messages, and the JSON of either. Imports no torch."""
+"""Cells as text: plain text, lists of chat messages, and JSON of either. Imports no torch."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from scorefast.files.text import listed, shortened
 
 
-def text_cell(row: Mapping[str, Any], name: str) -> str:
+def text_cell(row: Mapping[str, object], name: str) -> str:
     problems: dict[int, str] = {}
     text = text_of(row.get(name), name, 0, problems)
     if problems:
@@ -18,12 +17,12 @@ def text_cell(row: Mapping[str, Any], name: str) -> str:
     return text
 
 
-def paragraphs(row: Mapping[str, Any], *names: str) -> str:
+def paragraphs(row: Mapping[str, object], *names: str) -> str:
     return "\n\n".join(filter(None, (text_cell(row, name) for name in names)))
 
 
-def from_json(value: Any) -> Any:
-    """The list or object that a text is the JSON of, as a cell of a CSV file has it; anything else unchanged."""
+def parsed_json(value: object) -> object:
+    """Decode a cell that contains a JSON list or object, as CSV files store them; return any other value unchanged."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
@@ -33,49 +32,52 @@ def from_json(value: Any) -> Any:
 
 
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "developer": "system"}
-TEXTUAL = (None, "text", "input_text", "output_text")  # types of parts of a content
+TEXTUAL = (None, "text", "input_text", "output_text")  # types of content parts that are text
 _REPR = re.compile(r"""\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
-Message = tuple[str, str]  # role (system, user, assistant, or what else stands there), text
+Message = tuple[str, str]  # (role, text); the role is system, user, assistant or unknown
 
 
-def messages_of(value: Any, name: str) -> list[Message]:
-    """A list of {role, content} or {from, value}, or the JSON of it, with contents as text."""
-    messages = from_json(value)
+def messages_of(value: object, name: str) -> list[Message]:
+    """The messages of a list of {role, content} or {from, value}, or of JSON of such a list."""
+    messages = parsed_json(value)
     if isinstance(messages, str):
         raise ValueError(f"{name} are not JSON")
     if not isinstance(messages, list | tuple) or not all(isinstance(_role(m), str) for m in messages):
         raise ValueError(f"{name} are not a list of objects with role and content, or from and value")
-    roles = [_role(m).strip().lower() for m in messages]
+    roles = [str(_role(m)).strip().lower() for m in messages]
     return [(ROLES.get(r, r), _content(_first(m, "content", "value"))) for r, m in zip(roles, messages, strict=True)]
 
 
-def _role(message: Any) -> Any:
+def _role(message: object) -> object:
     return _first(message, "role", "from") if isinstance(message, Mapping) else None
 
 
-def _first(row: Mapping[str, Any], *names: str) -> Any:
-    """What stands under the first of the names that has something: of a table, each row has every column."""
+def _first(row: Mapping[str, object], *names: str) -> object:
+    """The first value that is not None: a table gives every row all columns."""
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
-def _content(content: Any) -> str:
-    """A content as text: of a list of parts, their texts on lines of their own."""
+def _content(content: object) -> str:
+    """A message's content as text; the parts of a list are joined by line feeds."""
     if not isinstance(content, list | tuple):
         return text_cell({"a message's content": content}, "a message's content")
     for part in content:
         text, kind = (part.get("text"), part.get("type")) if isinstance(part, Mapping) else (part, None)
         if not isinstance(text, str) or kind not in TEXTUAL:
             shown = kind or (listed(part) if isinstance(part, Mapping) else part)
-            raise ValueError(f"a message has a part that is no text: {shortened(str(shown), 50)}")
+            raise ValueError(f"a message has a part that is not text: {shortened(str(shown), 50)}")
     return "\n".join(part if isinstance(part, str) else part["text"] for part in content)
 
 
-def exchange_of(messages: Sequence[Message]) -> dict[str, Any]:
-    """One exchange, or two: then the second question is a correction turn, and the first reply the original answer."""
+def exchange(messages: Sequence[Message]) -> dict[str, str | None]:
+    """The row of one user-assistant exchange, or of two.
+
+    Of two, the second user message is the correction turn and the first reply is the original answer.
+    """
     turns = [message for message in messages if message[0] != "system"]
     roles = [role for role, _ in turns]
     if roles not in (["user", "assistant"], ["user", "assistant"] * 2):
-        raise ValueError(f"messages go {listed(roles) or 'nowhere'}; expected user, assistant once or twice")
+        raise ValueError(f"messages have the roles {listed(roles) or '(none)'}; expected user, assistant once or twice")
     system = [text for role, text in messages if role == "system"]
     return {
         "question": "\n\n".join(filter(None, [*system, turns[0][1]])),
@@ -84,21 +86,21 @@ def exchange_of(messages: Sequence[Message]) -> dict[str, Any]:
     }
 
 
-def said_by(row: Mapping[str, Any], name: str, role: str) -> list[Message]:
-    """Messages, or a text as the one message of that role."""
-    value = from_json(row.get(name))
+def messages_or_text(row: Mapping[str, object], name: str, role: str) -> list[Message]:
+    """The messages of a cell; plain text is one message of `role`."""
+    value = parsed_json(row.get(name))
     if isinstance(value, list | tuple) and value and all(_role(message) is not None for message in value):
         return messages_of(value, name)
     if isinstance(value, str) and _REPR.match(value):
-        raise ValueError(f"{name} are messages as Python writes them, not JSON")
+        raise ValueError(f"{name} are messages in Python's repr, not JSON")
     return [(role, text_cell(row, name))]
 
 
-def text_of(value: Any, name: str, i: int, problems: dict[int, str]) -> str:
-    """A cell as stripped text, blank where there is nothing; what is no text is noted under `i` in `problems`."""
+def text_of(value: object, name: str, i: int, problems: dict[int, str]) -> str:
+    """A cell as stripped text, "" if it is empty. Adds a value that is not text to `problems` under `i`."""
     if isinstance(value, str):
         return visible(value.strip())
-    if value is None or value != value:  # NaN, as tables have it for nothing
+    if value is None or value != value:  # NaN: a missing value of a table
         return ""
     if isinstance(value, Mapping | list | tuple | bytes):
         try:
@@ -109,8 +111,8 @@ def text_of(value: Any, name: str, i: int, problems: dict[int, str]) -> str:
     return str(value)
 
 
-def _of_messages(value: Any, name: str) -> str:
-    """The text of a cell that is a list of messages, one of them not the system's, or a list of their parts."""
+def _of_messages(value: object, name: str) -> str:
+    """The text of a list of content parts, or of a list with one message besides system messages."""
     if not isinstance(value, list | tuple) or not value or not all(isinstance(part, Mapping) for part in value):
         raise ValueError(f"{name} is a {type(value).__name__}, not text")
     if all(_role(message) is None for message in value):
@@ -122,5 +124,5 @@ def _of_messages(value: Any, name: str) -> str:
 
 
 def visible(text: str) -> str:
-    """The text, or nothing where there is nothing to be seen: zero-width characters and the like."""
+    """The text, or "" if no character is visible, as with zero-width characters."""
     return text if len(text) > 50 or any(c.isprintable() and not c.isspace() for c in text) else ""

@@ -1,4 +1,4 @@
-"""Folders that `scorefast prepare` wrote, read back and checked row by row. Imports no torch."""
+"""Load a folder that `scorefast prepare` wrote, and check every row. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from scorefast.data.example import LONGEST, SPLITS, Dataset, Example, Split
+from scorefast.data.example import MAX_CHARACTERS, SPLITS, Dataset, Example, Split
 from scorefast.data.rows import BadRow, Row
 from scorefast.data.sources import read_rows
 from scorefast.data.splits import split_settings
 from scorefast.errors import UserError
 from scorefast.files.atomic import file_sha256
-from scorefast.files.bounded import DEEPEST, is_deep, read_json
+from scorefast.files.bounded import MAX_DEPTH, is_deep, read_json
 from scorefast.files.text import one_line, shortened
 from scorefast.schema import Data, GraderName
 
@@ -30,11 +30,11 @@ def from_columns(row: Mapping[str, Any]) -> Example:
 
 
 def _prepared_rows(path: Path) -> list[Example]:
-    """Raises UserError, with the row's number, where `prepare` cannot have written it, whatever the manifest says."""
+    """Raises UserError with the row's number if `prepare` cannot have written it, even if the manifest matches."""
     try:
         return [_prepared_row(row) for row in read_rows(str(path))]
     except UserError as error:
-        raise UserError(f"{path}: holds no prepared rows: {str(error).removeprefix(f'{path}: ')}") from None
+        raise UserError(f"{path}: not prepared rows: {str(error).removeprefix(f'{path}: ')}") from None
 
 
 def _prepared_row(row: Row | BadRow) -> Example:
@@ -46,13 +46,13 @@ def _prepared_row(row: Row | BadRow) -> Example:
         for name, value in example._asdict().items():
             if name == "extra":
                 if not isinstance(value, dict | None) or is_deep(value or {}):
-                    raise ValueError(f"extra is no JSON object of at most {DEEPEST} levels")
+                    raise ValueError(f"extra is not a JSON object of at most {MAX_DEPTH} levels")
             elif not isinstance(value, str if name in needed else str | None):
-                raise ValueError(f"{name} is {shortened(repr(value), 60)}, which is no text")
+                raise ValueError(f"{name} is {shortened(repr(value), 60)}, which is not text")
             elif name in needed and not value.strip():
                 raise ValueError(f"{name} is blank")
-            elif value and len(value) > LONGEST:
-                raise ValueError(f"{name} has more than {LONGEST:,} characters")
+            elif value and len(value) > MAX_CHARACTERS:
+                raise ValueError(f"{name} has more than {MAX_CHARACTERS:,} characters")
         if example.grader not in (None, *get_args(GraderName)):
             raise ValueError(f"grader is {shortened(repr(example.grader), 60)}; no grader has that name")
     except (ValueError, TypeError, RecursionError) as error:
@@ -65,15 +65,15 @@ def load_prepared(folder: Path, settings: Data | None, note: Callable[[str], Non
         manifest = read_json(folder / MANIFEST)
         expected, source, read_as = dict(manifest["sha256"]), str(manifest["source"]), dict(manifest["read_as"])
         rows_read, dropped = int(manifest["rows_read"]), {str(k): int(n) for k, n in manifest["dropped"].items()}
-        begun = {name: read_as[name] for name in split_settings(Data())}
+        prepared_with = {name: read_as[name] for name in split_settings(Data())}
     except (UserError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise UserError(f"{folder / MANIFEST}: not a manifest; run `scorefast prepare` again") from None
     if settings is not None:
-        if other := [name for name, value in split_settings(settings).items() if value != begun[name]]:
-            shown = [", ".join(f"{name}={s[name]}" for name in other) for s in (begun, split_settings(settings))]
-            raise UserError(
-                f"{folder}: was prepared with {shown[0]}, the recipe in force says {shown[1]}; prepare it again"
-            )
+        if other := [name for name, value in split_settings(settings).items() if value != prepared_with[name]]:
+            shown = [
+                ", ".join(f"{name}={s[name]}" for name in other) for s in (prepared_with, split_settings(settings))
+            ]
+            raise UserError(f"{folder}: was prepared with {shown[0]}, but the recipe has {shown[1]}; prepare it again")
         for name, value in settings.model_dump(exclude_defaults=True).items():
             if value != read_as.get(name):
                 note(f"{folder}: data.{name}={value} has no effect: it was prepared with {read_as.get(name)}")

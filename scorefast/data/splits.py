@@ -1,4 +1,4 @@
-"""The split of a question, decided by a hash of its text. Imports no torch."""
+"""Assign a question to a split by a hash of its text. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scorefast.data.example import SPLITS, Split
 from scorefast.files.text import normalized
@@ -16,15 +17,15 @@ def question_digest(normal_form: str) -> bytes:
     return hashlib.sha256(normal_form.encode()).digest()
 
 
-def hash_positions(digests: Sequence[bytes]) -> np.ndarray:
-    """The first 48 bits of each digest as a fraction."""
+def hash_positions(digests: Sequence[bytes]) -> NDArray[np.floating]:
+    """The first 48 bits of each digest as a fraction in [0, 1)."""
     return (np.frombuffer(b"".join(digests), ">u8")[::4] >> np.uint64(16)) * 2.0**-48
 
 
 def split_position(question: str) -> float:
-    """Where a question stands in [0, 1), by SHA-256 of its normal form: the same on every machine, for ever.
+    """Position of a question in [0, 1), by SHA-256 of its normal form: the same on every machine and in every version.
 
-    A split is an interval of it, so adding rows never moves a row from one split to another.
+    A split is an interval of positions, so adding rows never moves a row from one split to another.
     """
     return float(hash_positions([question_digest(normalized(question))])[0])
 
@@ -34,12 +35,12 @@ def split_of(question: str, settings: Data) -> Split:
     return SPLITS[splits_at(np.array([split_position(question)]), settings)[0]]
 
 
-def splits_at(positions: np.ndarray, settings: Data) -> np.ndarray:
-    """Positions in SPLITS."""
+def splits_at(positions: NDArray[np.floating], settings: Data) -> NDArray[np.intp]:
+    """Indices into SPLITS."""
     test, validation = settings.test_fraction, settings.validation_fraction
     return np.select([positions < test, positions < test + validation], [2, 1], 0)
 
 
 def split_settings(settings: Data) -> dict[str, float]:
-    """What decides which side of a split a question stands on."""
+    """The settings that determine the split of a question."""
     return settings.model_dump(include={"test_fraction", "validation_fraction", "near_duplicates"})

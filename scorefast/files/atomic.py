@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, flushed, renamed. Imports no torch."""
+"""Atomic file operations: write beside the target, flush, rename. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from scorefast.errors import UserError
 
-WORK = ".partial"  # the hidden folder in which is made what then takes its place
+WORK = ".partial"  # hidden folder in which output is built before it moves to its place
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Replace `path` by a file of that content: after a crash, or on a full disk, it holds the old bytes or the new.
+    """Replace `path` atomically: after a crash, or on a full disk, it holds either the old bytes or the new.
 
-    A link that stands in the way, in a folder that came from elsewhere, is replaced and not followed.
+    A symbolic link at `path` is replaced, not followed: the folder may come from somebody else.
     """
     beside = path.with_name(f".{path.name}.partial")
     try:
@@ -37,7 +37,7 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def write_aside(path: Path, write: Callable[[], None], note: Callable[[str], None]) -> bool:
-    """Whether `write` wrote a file that nothing depends on. Where it did not, `note` is told in one line."""
+    """Call `write` for an optional file. Returns whether it succeeded; notes an OSError in one line."""
     try:
         write()
     except OSError as error:
@@ -47,7 +47,7 @@ def write_aside(path: Path, write: Callable[[], None], note: Callable[[str], Non
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names in `folder` durable. (Windows opens no folder, and does so by itself.)"""
+    """fsync the entries of `folder`. Windows cannot open a folder and needs no such call."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -57,7 +57,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> list[Path]:
-    """Make `folder` and its parents; those that were not there before, the outermost first."""
+    """Create `folder` and its parents. Returns the folders created, outermost first."""
     made: list[Path] = []
     try:
         for path in reversed([folder, *folder.parents]):
@@ -74,7 +74,7 @@ def make_folder(folder: Path) -> list[Path]:
 
 
 def unmake(made: Sequence[Path]) -> None:
-    """Remove folders that `make_folder` made. One that holds something by now stays."""
+    """Remove the folders that `make_folder` created, except those that are no longer empty."""
     for path in reversed(made):
         with contextlib.suppress(OSError):
             path.rmdir()
@@ -82,11 +82,12 @@ def unmake(made: Sequence[Path]) -> None:
 
 @contextlib.contextmanager
 def filled_at_the_end(out: Path, last: str | None = None) -> Iterator[Path]:
-    """A hidden folder in `out` to work in. When the block ends, what it holds moves into `out`, the file `last` after
-    all others. When the block fails, nothing is left of it.
+    """Yields a hidden work folder in `out`, and moves its files into `out` when the block ends.
 
-    Raises UserError before the block where the folder cannot be made, or holds a hidden folder already, and after it
-    where somebody has put a file of the same name there.
+    The file `last` moves after all others. If the block fails, nothing is left behind.
+
+    Raises UserError before the block if the folder cannot be created or already has a hidden work folder, and after it
+    if a file of the same name has appeared in `out`.
     """
     partial = out / WORK
     moved: list[Path] = []
@@ -98,12 +99,12 @@ def filled_at_the_end(out: Path, last: str | None = None) -> Iterator[Path]:
             unmake(made)
             raise
     except OSError as error:
-        raise UserError(f"{error.filename}: cannot be made: {error.strerror}") from None
+        raise UserError(f"{error.filename}: cannot be created: {error.strerror}") from None
     try:
         yield partial
         for path in sorted(partial.iterdir(), key=lambda p: (p.name == last, p.name)):
             if os.path.lexists(out / path.name):
-                raise UserError(f"{out / path.name}: was put there meanwhile, and is not replaced; name another --out")
+                raise UserError(f"{out / path.name}: appeared meanwhile and is not replaced; name another --out")
             moved.append(path.rename(out / path.name))
         partial.rmdir()
     except BaseException:
@@ -116,14 +117,14 @@ def filled_at_the_end(out: Path, last: str | None = None) -> Iterator[Path]:
 
 
 def remove_files(folder: Path, names: Iterable[str]) -> None:
-    """Those of the names that are files or links; a folder of such a name is not ours."""
+    """Remove the named files and links of `folder`. A folder with such a name stays."""
     for name in names:
         with contextlib.suppress(OSError):
             (folder / name).unlink()
 
 
 def is_own_file(path: Path) -> bool:
-    """Whether it is a regular file of its folder: no link, pipe, device or folder."""
+    """Whether `path` is a regular file, and no link, pipe, device or folder."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
@@ -131,7 +132,7 @@ def is_own_file(path: Path) -> bool:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """(device, number of the file on it); None where nothing is there. A link is not followed."""
+    """(device, inode) of `path`, without following a link; None if it does not exist."""
     try:
         found = path.lstat()
     except OSError:

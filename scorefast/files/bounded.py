@@ -1,4 +1,4 @@
-"""Files of other people, read within bounds or refused in one line. Imports no torch."""
+"""Read untrusted files within bounds, or refuse them in one line. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import Any
 
 from scorefast.errors import UserError
 from scorefast.files.text import one_line
 
-if TYPE_CHECKING:
-    pass
-
-LARGEST_JSON = 2**24  # bytes of a configuration or an index of weights
+JsonObject = dict[str, Any]
+LARGEST_JSON = 2**24  # bytes of a configuration or a weight index
 
 
 def read_text(path: Path, largest: int) -> str:
-    """A regular file as text. Raises UserError: no file, a pipe or a device, larger than that many bytes, not UTF-8."""
+    """Read a regular file as text.
+
+    Raises UserError if it is missing, a pipe or a device, larger than `largest` bytes, or not UTF-8.
+    """
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: not a file")
     try:
@@ -31,18 +33,18 @@ def read_text(path: Path, largest: int) -> str:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     if len(content) > largest:
-        raise UserError(f"{path}: larger than the {largest:,} bytes that such a file may have")
+        raise UserError(f"{path}: larger than {largest:,} bytes, the most for such a file")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8") from None
 
 
-def read_json(path: Path, largest: int = LARGEST_JSON) -> dict[str, Any]:
+def read_json(path: Path, largest: int = LARGEST_JSON) -> JsonObject:
     text = read_text(path, largest)
     try:
         content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # malformed, a number of too many digits, nested too deeply
+    except (ValueError, RecursionError) as error:  # malformed, or a number with too many digits; nested too deeply
         raise UserError(f"{path}: cannot be read as JSON: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object")
@@ -51,21 +53,21 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> dict[str, Any]:
 
 @contextmanager
 def bounded_work(seconds: float, memory: int) -> Iterator[None]:
-    """Raises RuntimeError where what is done inside takes longer, MemoryError where it takes more than `memory` bytes:
-    a program of somebody else's, such as a chat template, then ends.
+    """Bound untrusted code in the block, such as a chat template.
 
-    Time is bounded on the main thread (by SIGALRM, not on Windows), memory on Linux.
+    Raises RuntimeError after `seconds`, and MemoryError beyond `memory` more bytes. Time is bounded by SIGALRM, on the
+    main thread and not on Windows. Memory is bounded on Linux.
     """
     with bounded_memory(memory):
         if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
             yield
             return
 
-        def late(signum: int, frame: Any) -> None:
+        def late(signum: int, frame: FrameType | None) -> None:
             raise RuntimeError(f"takes more than {seconds:g} seconds")
 
         before = signal.signal(signal.SIGALRM, late)
-        # And again every second: Jinja folds constants, swallows what that raises, and computes them once more.
+        # Repeat every second: Jinja's constant folding swallows the exception and evaluates again at run time.
         left, again = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
         try:
             yield
@@ -76,7 +78,7 @@ def bounded_work(seconds: float, memory: int) -> Iterator[None]:
 
 @contextmanager
 def bounded_memory(memory: int) -> Iterator[None]:
-    """Of this process, that many bytes more than it has now; beyond them an allocation fails. On Linux alone."""
+    """Limit this process to `memory` bytes more than it has now; further allocations fail. Linux only."""
     if not sys.platform.startswith("linux"):
         yield
         return
@@ -92,10 +94,10 @@ def bounded_memory(memory: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (before, hard))
 
 
-MOST_COLUMNS, DEEPEST = 10_000, 100  # of a row; levels of lists and objects in it
+MAX_COLUMNS, MAX_DEPTH = 10_000, 100  # columns of a row; nesting levels of lists and objects in it
 
 
-def is_deep(value: Any, levels: int = DEEPEST) -> bool:
-    """Whether lists and objects stand in each other deeper than so many levels."""
+def is_deep(value: dict[str, object] | list[object], levels: int = MAX_DEPTH) -> bool:
+    """Whether lists and objects are nested deeper than `levels`."""
     inner = value.values() if isinstance(value, dict) else value
     return any(not levels or is_deep(v, levels - 1) for v in inner if isinstance(v, dict | list))

@@ -1,4 +1,4 @@
-"""adapter_config.json of PEFT, reduced to numbers and names of modules. Imports no torch."""
+"""Reduce PEFT's adapter_config.json to numbers and module names. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from scorefast.errors import UserError
-from scorefast.files.bounded import read_json
+from scorefast.files.bounded import JsonObject, read_json
 from scorefast.files.text import shortened
 
 NAME = re.compile(r"[\w.-]{1,200}")
-# What an adapter's configuration may say, and is heeded; then what may stand there, and is not.
-LORA: dict[str, Callable[[Any], bool]] = {
+# Keys that are passed on to PEFT, each with a check of its value.
+HEEDED_KEYS: dict[str, Callable[[Any], bool]] = {
     "r": lambda v: type(v) is int and v > 0,
     "lora_alpha": lambda v: _is_number(v),
     "lora_dropout": lambda v: _is_number(v) and 0 <= v < 1,
     "target_modules": lambda v: isinstance(v, str) or _are_names(v),
-    "rank_pattern": lambda v: isinstance(v, dict) and _are_names([*v]) and all(LORA["r"](r) for r in v.values()),
+    "rank_pattern": lambda v: isinstance(v, dict) and _are_names([*v]) and all(HEEDED_KEYS["r"](r) for r in v.values()),
     "alpha_pattern": lambda v: isinstance(v, dict) and _are_names([*v]) and all(map(_is_number, v.values())),
     "use_rslora": lambda v: isinstance(v, bool),
     "use_dora": lambda v: isinstance(v, bool),
     "fan_in_fan_out": lambda v: isinstance(v, bool),
     "task_type": lambda v: v == "CAUSAL_LM",
 }
-BY_LAYER = ("exclude_modules", "layers_to_transform", "layers_pattern")  # the weights tell which modules are meant
-HARMLESS: dict[str, list[Any]] = {"bias": ["none"], "init_lora_weights": [True, "gaussian", "orthogonal"]}
+BY_LAYER = ("exclude_modules", "layers_to_transform", "layers_pattern")  # replaced by the module names of the weights
+HARMLESS: dict[str, list[object]] = {"bias": ["none"], "init_lora_weights": [True, "gaussian", "orthogonal"]}
 IGNORED_KEYS = {
     *("peft_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"),
     *("megatron_core", "qalora_group_size", "runtime_config"),
@@ -35,21 +35,21 @@ IGNORED_KEYS = {
 }
 
 
-def plain_lora(folder: Path) -> dict[str, Any]:
-    """What of adapter_config.json PEFT is to be told: numbers and names. PEFT itself would take patterns that run for
-    ever, names of code to import, and ways to change the base.
+def plain_lora(folder: Path) -> JsonObject:
+    """The keys of adapter_config.json to pass on to PEFT: numbers and module names only.
 
-    A pattern in target_modules becomes the names of the modules that the weights are of. Raises UserError for a key
-    or value that is none of LORA's.
+    PEFT itself also accepts regular expressions that never end, names of code to import, and changes to the base model.
+    A pattern in target_modules is replaced by the module names of the weights. Raises UserError for an unsupported key
+    or value.
     """
     path, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     config = read_json(path)
     if config.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type is {shortened(repr(config.get('peft_type')), 100)}; expected LORA")
-    heeded: dict[str, Any] = {"task_type": "CAUSAL_LM"}
+    heeded: JsonObject = {"task_type": "CAUSAL_LM"}
     for key, value in config.items():
-        if key in LORA and value is not None:
-            if not LORA[key](value):
+        if key in HEEDED_KEYS and value is not None:
+            if not HEEDED_KEYS[key](value):
                 raise UserError(f"{path}: {key} is {shortened(repr(value), 100)}, which is not supported")
             heeded[key] = value
         elif key not in IGNORED_KEYS and value and value not in HARMLESS.get(key, []):
@@ -60,7 +60,7 @@ def plain_lora(folder: Path) -> dict[str, Any]:
         shapes = _shapes(weights)
         modules = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in shapes}
         if shared := sorted(m for m in modules if m.rpartition(".")[2] in ("lm_head", "embed_tokens")):
-            raise UserError(f"{weights}: adapts {shared[0]}, which the trained and the original model share here")
+            raise UserError(f"{weights}: adapts {shared[0]}, which the trained model shares with the original")
         largest = max((n for shape in shapes.values() for n in shape), default=0)
         if max([heeded["r"], *heeded.get("rank_pattern", {}).values()]) > largest:
             raise UserError(f"{path}: r or rank_pattern is larger than any matrix of {weights.name}")
@@ -70,11 +70,11 @@ def plain_lora(folder: Path) -> dict[str, Any]:
     return heeded
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(cast(float, value))
 
 
-def _are_names(value: Any) -> bool:
+def _are_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) and NAME.fullmatch(name) for name in value)
 
 

@@ -1,6 +1,4 @@
-"""Folders of models and adapters that somebody else may have written: refused in one line where they hold what must not
-reach the libraries that load them. Imports no torch.
-"""
+"""Check untrusted model and adapter folders before any library loads them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,15 +12,18 @@ from scorefast.files.lora_config import plain_lora
 from scorefast.files.seal import SEAL
 from scorefast.files.text import one_line, shortened
 
-LARGEST_TOKENIZER = 2**27  # bytes; Gemma's has 34 million
+LARGEST_TOKENIZER = 2**27  # bytes of a tokenizer file; Gemma's has 34 million
 LARGEST_TEMPLATE = 100_000  # characters of a chat template
 
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt"}
 
 
 def require_sound_folder(folder: Path) -> None:
-    """Raises UserError where a model's or an adapter's folder holds what must not reach the libraries that load it:
-    weights that are a pickle or damaged, an index that leads out of the folder, code or a model of its own to fetch."""
+    """Raises UserError if a model or adapter folder contains what must not reach the libraries that load it.
+
+    Refused are pickled or damaged weights, an index that points outside the folder, and adapter settings that import
+    code or fetch another model.
+    """
     for path in sorted(folder.iterdir()):
         if path.name in TOKENIZER_FILES:
             _require_size(path, LARGEST_TOKENIZER)
@@ -38,7 +39,7 @@ def require_sound_folder(folder: Path) -> None:
         _refuse_pickles(folder)
     if (folder / "adapter_config.json").is_file():
         if (folder / "config.json").is_file():
-            raise UserError(f"{folder}: holds a model and an adapter; keep each in a folder of its own")
+            raise UserError(f"{folder}: contains a model and an adapter; keep each in its own folder")
         plain_lora(folder)
 
 
@@ -51,7 +52,7 @@ def _require_size(path: Path, largest: int) -> None:
     if not path.is_file():
         raise UserError(f"{path}: not a file")
     if path.stat().st_size > largest:
-        raise UserError(f"{path}: larger than the {largest:,} bytes that such a file may have")
+        raise UserError(f"{path}: larger than {largest:,} bytes, the most for such a file")
 
 
 def _require_safetensors(path: Path) -> None:
@@ -62,25 +63,25 @@ def _require_safetensors(path: Path) -> None:
         with safe_open(path, framework="np"):
             pass
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a whole safetensors file: {one_line(error)}") from None
+        raise UserError(f"{path}: not a complete safetensors file: {one_line(error)}") from None
 
 
 def _require_own_files(index: Path) -> None:
     named = read_json(index).get("weight_map")
     if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
-        raise UserError(f"{index}: expected a weight_map from names to files")
+        raise UserError(f"{index}: expected a weight_map of tensor names to files")
     for file in sorted(set(named.values())):
         if Path(file).name != file or "\\" in file or not file.endswith(".safetensors"):
-            raise UserError(f"{index}: names {shortened(file, 100)!r}; expected a .safetensors file of its own folder")
+            raise UserError(f"{index}: names {shortened(file, 100)!r}; expected a .safetensors file in the same folder")
         if not (index.parent / file).is_file():
-            raise UserError(f"{index}: names {file}, which is not there")
+            raise UserError(f"{index}: names {file}, which does not exist")
 
 
 def _refuse_pickles(folder: Path) -> None:
     for path in sorted(folder.glob("*")):
         if path.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"} and path.stem != "training_args":
             raise UserError(
-                f"{path}: weights in pickle, which can run any code as it is read; where they are trusted, convert "
+                f"{path}: pickled weights, which can run arbitrary code when loaded; if you trust them, convert "
                 'them: safetensors.torch.save_file(torch.load("....bin", weights_only=True), "....safetensors")'
             )
 
@@ -89,7 +90,7 @@ NOT_OF_THE_MODEL = {SEAL, "run.json", "trainer_state.json", "report.json"}
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 of what a model or adapter in `folder` is made of: weights, configuration, tokenizer, chat template."""
+    """SHA-256 over the weights, configuration, tokenizer and chat template of the model or adapter in `folder`."""
     files = (path for path in folder.iterdir() if path.is_file() and path.name not in NOT_OF_THE_MODEL)
     kinds = (".safetensors", ".json", ".jinja")
     paths = sorted(path for path in files if path.suffix in kinds or path.name in TOKENIZER_FILES)

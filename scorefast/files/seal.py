@@ -1,7 +1,7 @@
-"""Files that are whole or not there: written beside their place, flushed to the disk, renamed. Imports no torch.
+"""Seal folders so that an incomplete one is never taken for a checkpoint. Imports no torch.
 
-A folder is *sealed* by its last file, `checkpoint.json`: the size and SHA-256 of every other one. A kill at any moment
-leaves a sealed folder, or one that nobody takes for a checkpoint.
+The *seal* is `checkpoint.json`, written last, with the size and SHA-256 of every other file. A process killed at any
+moment leaves either a sealed folder or one without a valid seal.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from scorefast.files.atomic import file_sha256, is_own_file, sync_folder, write_
 from scorefast.files.bounded import read_json
 
 SEAL = "checkpoint.json"
-UNSEALED = ("README.md",)  # a model card is there to be edited
+UNSEALED = ("README.md",)  # users may edit the model card
 
 
 def seal(folder: Path) -> None:
-    """Flush every file of `folder` and write its seal, last."""
+    """fsync every file of `folder`, then write the seal."""
     files = {}
     for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name not in (SEAL, *UNSEALED)):
         with path.open("rb") as file:
@@ -33,10 +33,10 @@ def seal(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What keeps `folder` from being what was sealed, or None. Files that the seal does not name are not looked at.
+    """How `folder` differs from what was sealed, or None. Files that the seal does not name are ignored.
 
-    A seal tells damage, not forgery: whoever can change a file can seal it anew. Raises OSError where a file cannot be
-    read, which is not to be damaged.
+    A seal detects damage, not forgery: whoever can change a file can also rewrite the seal. Raises OSError if a file
+    cannot be read, which does not count as damage.
     """
     if not (folder / SEAL).exists():
         return f"it has no {SEAL}, so it was never finished"
@@ -44,35 +44,36 @@ def damage(folder: Path) -> str | None:
         files = read_json(folder / SEAL)["files"]
         sealed = {str(name): (facts["size"], facts["sha256"]) for name, facts in files.items()}
     except (UserError, KeyError, TypeError, AttributeError):
-        return f"its {SEAL} is not one of ours"
+        return f"its {SEAL} is not a seal"
     for name, (size, sha256) in sealed.items():
         path = folder / name
         if Path(name).name != name or path.is_symlink():
-            return f"its {SEAL} names {name!r}, which is no file of the folder"
+            return f"its {SEAL} names {name!r}, which is not a file of the folder"
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, not the {size} it was written with"
+            return f"{name} has {path.stat().st_size} bytes, but {size} were written"
         if file_sha256(path) != sha256:
-            return f"{name} is not what was written (SHA-256 differs)"
+            return f"{name} has changed since it was written (SHA-256 differs)"
     return None if sealed else f"its {SEAL} names no file"
 
 
 @contextlib.contextmanager
 def written_whole(target: Path, work: Path, note: Callable[[str], None] = lambda line: None) -> Iterator[Path]:
-    """A folder in `work` (of the same disk) to write into. When the block ends its files are sealed, read back, and
-    become those of `target`: by one rename where there is no such folder yet, else file by file with the seal last.
-    When the block fails, nothing is left of it. `note` is told which file that no seal names could not be replaced.
+    """Yields a folder in `work`, on the disk of `target`, and publishes it as `target` when the block ends.
+
+    Its files are sealed and read back first. A new `target` is one rename; an existing one is replaced file by file,
+    the seal last. If the block fails, nothing is left behind. Notes an unsealed file that could not be replaced.
     """
     partial = work / target.name
     shutil.rmtree(work, ignore_errors=True)
     try:
-        work.unlink(missing_ok=True)  # a file, or a link to where nothing of ours is to be written
+        work.unlink(missing_ok=True)  # a file, or a link out of the folder
         work.mkdir()
         partial.mkdir()
         yield partial
         seal(partial)
-        if wrong := damage(partial):  # read back before it takes any other's place
+        if wrong := damage(partial):  # read back before it replaces anything
             raise OSError(errno.EIO, wrong)
         if target.exists():
             _replace_files(partial, target, note)
@@ -98,8 +99,10 @@ def _replace_files(partial: Path, target: Path, note: Callable[[str], None]) -> 
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove what the folder's seal names, the seal last, and the folder where nothing else is in it: what a kill
-    leaves is no whole checkpoint, and what somebody has put there stays. Of a link, the link alone is removed."""
+    """Remove the files that the folder's seal names, then the seal, then the folder if it is empty.
+
+    A process killed meanwhile leaves no valid checkpoint. Other files stay. Of a link, only the link is removed.
+    """
     if folder.is_symlink():
         folder.unlink()
         return
@@ -111,7 +114,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def _sealed(folder: Path) -> list[str]:
-    """The names in the folder's seal that are files of the folder."""
+    """The files of the folder that its seal names."""
     try:
         names = [str(name) for name in read_json(folder / SEAL)["files"]]
     except (UserError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Text on one line: shortened, listed, printable. Normal form of a question. Imports no torch."""
+"""Format text for messages and terminals, and normalize questions. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable
-from typing import Any
 
 
 def shortened(text: str, most: int = 300) -> str:
-    """The text on one line, its middle left out where it is long."""
+    """The text on one line, cut after `most` characters."""
     line = " ".join(text[: 10 * most].split())
     return line if len(line) <= most and len(text) <= 10 * most else f"{line[: most - 3]}..."
 
 
-def listed(names: Iterable[Any]) -> str:
-    """Names in a line, of many the first."""
+def listed(names: Iterable[object]) -> str:
+    """The names on one line: the first 20 and the number of the others."""
     every = list(names)
     more = f" and {len(every) - 20} more" if len(every) > 20 else ""
     return ", ".join(shortened(str(name), 50) for name in every[:20]) + more
@@ -26,18 +25,18 @@ def one_line(error: BaseException) -> str:
     return shortened(str(error)) or type(error).__name__
 
 
-HIDDEN = {"Cc", "Cf", "Cs"}  # the last, halves of surrogate pairs, no terminal can be sent
+HIDDEN = {"Cc", "Cf", "Cs"}  # Unicode categories: control, format, and surrogates, which no terminal can encode
 
 
 def printable(text: str) -> str:
-    """Text of a model or a file, safe on a terminal: control characters but newline and tab become visible."""
+    """Escape control characters except newline and tab, so that untrusted text is safe on a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c in "\n\t" or unicodedata.category(c) not in HIDDEN else f"\\x{ord(c):02x}" for c in text)
 
 
-def json_line(content: Any) -> str:
-    """JSON on one line, safe on a terminal: what `printable` makes visible stands as \\uXXXX, which reads the same."""
+def json_line(content: object) -> str:
+    """JSON on one line, safe on a terminal: characters that `printable` escapes become \\uXXXX."""
     text = json.dumps(content, ensure_ascii=False)
     if text.isprintable():
         return text
@@ -45,7 +44,7 @@ def json_line(content: Any) -> str:
 
 
 def normalized(text: str) -> str:
-    """NFKC, case-folded, white space collapsed: two questions with the same normal form are the same question."""
+    """NFKC, case-folded, white space collapsed. Questions with the same normal form count as the same question."""
     if text.isascii():
         return " ".join(text.lower().split())
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
@@ -55,5 +54,5 @@ _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 
 
 def without_calculator(text: str) -> str:
-    """Without GSM8K's calculator marks: `48/2 = <<48/2=24>>24` is `48/2 = 24`."""
+    """Remove GSM8K's calculator annotations: `48/2 = <<48/2=24>>24` becomes `48/2 = 24`."""
     return _CALCULATOR.sub("", text)
