@@ -271,9 +271,9 @@ def test_a_text_nearer_to_the_reference_scores_higher():
             (r"4\pi", "4", "numeric", "part of a formula"),
             ("more than 4", "4", "numeric", "denied, supposed, or only a bound"),
         ),
-        *(("4", r"4\pi", "numeric", "the reference is not one number"), ("x+1", "1+x", "math", "equal as mathematics")),
-        *(("x", "y", "math", "not equal as mathematics"), ("", "x", "math", "no formula")),
-        *(("C", "B", "choice", "reads C, not B"), ("A or B", "B", "choice", "no one letter")),
+        *(("4", r"4\pi", "numeric", "the reference is not one number"), ("x+1", "1+x", "math", "mathematically equal")),
+        *(("x", "y", "math", "not mathematically equal"), ("", "x", "math", "no formula")),
+        *(("C", "B", "choice", "reads C, not B"), ("A or B", "B", "choice", "no single letter")),
         *(("Paris", "paris", "exact", "the same text"), ("Paris?", "Paris", "exact", "asked, not stated")),
         *(
             ("Not Paris", "Paris", "contains", "denied, or one of several"),

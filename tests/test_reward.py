@@ -73,7 +73,7 @@ def test_columns_of_the_data_keep_their_names():
     seen = {}
     rewards_of(lambda completions, **columns: seen.update(columns) or [0.0], rows, [["q"]], ["a"])
     assert seen["solution"] == ["theirs"]
-    with pytest.raises(UserError, match="a column of the data is called completions"):
+    with pytest.raises(UserError, match="the data has a column completions"):
         rewards_of(correctness_reward, [ROWS[0]._replace(extra={"completions": 1})], [["q"]], ["a"])
 
 
@@ -86,7 +86,7 @@ def raises_on_three(completions, **_):
     [
         (raises_on_three, r"row id2 \('What is 2 \+ 1\?'\): ZeroDivisionError"),
         (lambda completions, **_: [0.0], r"returned 1 rewards for 4 completions"),
-        (lambda completions, **_: ["much"] * len(completions), "row id0 .*returned 'much', which is no number"),
+        (lambda completions, **_: ["much"] * len(completions), "row id0 .*returned 'much', which is not a number"),
         (lambda completions, **_: None, "row id0 .*TypeError"),
         (lambda completions: [0.0], "row id0 .*TypeError"),
         (lambda completions, **_: sys.exit(0), "row id0 .*SystemExit"),

@@ -1,11 +1,11 @@
-"""What a reply commits to: its final answer. Pure functions of text. Imports no torch.
+"""Extract the final answer that a reply commits to. Pure functions of text. Imports no torch.
 
-A reply gets one shot, behind its thoughts. Its final answer is what follows its last marker (`#### x`, `\\boxed{x}`,
-`The answer is x`, `Answer: x`, `A: x`, `정답은 x`, `{"answer": x}`), unless it takes that back ("Wait, ..."); without a
-marker, its last statement. Of a sum worked out (`5 apples + 7 apples = 12`) the result counts; `#### Step 1` with a
-solution after it is a heading. Several candidates ("18 or 20", "16, 17, 18"), what is negated ("not 18"), a bound
-("more than 18"), a sum left undone ("9 + 9"), a part of a formula (`4\\pi`) and what is only asked ("Is it 18?") commit
-to no number.
+The final answer follows the last marker: `#### x`, `\\boxed{x}`, `The answer is x`, `Answer: x`, `A: x`, `정답은 x` or
+`{"answer": x}`. Without a marker, or if the reply retracts the marked answer ("Wait, ..."), it is the last statement.
+The result of a calculation counts (`5 apples + 7 apples = 12`), and `#### Step 1` before a solution is a heading.
+
+A reply commits to no number with several candidates ("18 or 20", "16, 17, 18"), a negation ("not 18"), a bound ("more
+than 18"), an unevaluated sum ("9 + 9"), a part of a formula (`4\\pi`) or a question ("Is it 18?").
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from typing import TypeVar
 
 from scorefast.grading.numbers import NUMBER, plain
 
-LONGEST = 20_000  # of a longer text only so many last characters are looked at, so that no reply takes long
+MAX_CHARACTERS = 20_000  # only the last ones of a longer text are graded, to bound the time
 
 
 @dataclass(frozen=True)
 class Grade:
-    """correct: counted as right. score in [0, 1]: how near, 1 exactly when correct. answer: what was graded.
+    """The grade of one reply.
 
-    reason: why, in a few words (`grade --explain`). unsure: the rules cannot tell, and so count the reply as wrong.
+    score: nearness in [0, 1], 1 exactly if correct. answer: the text that was graded. reason: a few words for
+    `grade --explain`. unsure: the rules cannot decide; the reply then counts as wrong.
     """
 
     correct: bool
@@ -36,7 +37,7 @@ class Grade:
 
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(?=[\w$.-])")
-# Found fast; then `_PHRASE` has to match there.
+# Cheap search for candidate positions; `_PHRASE` must match there.
 _STARTS = (
     "####",
     "answer",
@@ -90,16 +91,16 @@ SENTENCE_END = re.compile(r"</|(?<=[^\W\d])[.!](?=\s|$)|[.!?](?=\s|$)|[。？！
 Found = TypeVar("Found")
 
 
-def remembered(function: Callable[[str], Found]) -> Callable[[str], Found]:
-    """A function of a reference answer, which comes again with every reply to it. Of a long one nothing is kept."""
+def cached_if_short(function: Callable[[str], Found]) -> Callable[[str], Found]:
+    """Cache a function of a reference answer, which recurs with every reply. Long references are not cached."""
     cached = lru_cache(maxsize=65_536)(function)
     return wraps(function)(lambda text: cached(text) if len(text) <= 200 else function(text))
 
 
 @dataclass(frozen=True)
 class Final:
-    """text: what the reply commits to. marked: a marker introduced it. whole: nothing but it belongs to the answer
-    (boxed, or the line of `####`)."""
+    """text: what the reply commits to. marked: a marker introduces it. whole: the text is exactly the answer, as in a
+    box or on the line of `####`."""
 
     text: str
     marked: bool
@@ -107,17 +108,17 @@ class Final:
 
 
 def final_answer(reply: str) -> Final:
-    """The text after the reply's last marker, up to the end of its sentence or brace; else the reply itself."""
-    reply = reply[-LONGEST:]
+    """The text after the last marker, up to the end of its sentence or brace; without a marker, the reply itself."""
+    reply = reply[-MAX_CHARACTERS:]
     boxes = list(_BOXED.finditer(reply)) if "\\boxed" in reply or "\\fbox" in reply else []
     markers = [(m.end(), m) for m in (*boxes, *_phrases(reply))]
     for _, match in sorted(markers, key=lambda m: m[0], reverse=True):
         final, end = _boxed(reply, boxes, match) if match in boxes else _phrased(reply, match)
         if not final.text.strip(" \t\n.:*_$"):
-            continue  # a marker that introduces nothing
-        taken_back = RETRACTED.search(reply, end)
-        if taken_back and re.search(r"\w", reply[taken_back.end() :]):
-            break  # what the reply ends on counts
+            continue  # a marker without an answer
+        retraction = RETRACTED.search(reply, end)
+        if retraction and re.search(r"\w", reply[retraction.end() :]):
+            break  # the last statement counts
         line = max(match.start() - 60, reply.rfind("\n", 0, match.start()) + 1)
         if match not in boxes and _NEGATED_MARKER.search(reply, line, match.start()):
             return Final("", marked=True, whole=True)  # `I don't think the answer is 18`
@@ -157,28 +158,28 @@ def _phrased(reply: str, marker: re.Match[str]) -> tuple[Final, int]:
         heading = reply[end:].strip() and not _VALUE_ALONE.fullmatch(plain(reply[start : min(end, start + 80)]))
         return Final("" if heading else reply[start:end], marked=True, whole=True), end
     if marker.group().endswith(":") and not _DIRECT.match(reply, start):
-        return Final(reply[start:], marked=True), len(reply)  # `A: ` and a worked solution: what that ends on
+        return Final(reply[start:], marked=True), len(reply)  # `A: ` before a worked solution: its last statement
     found = SENTENCE_END.search(reply, start)
     while found and found.group() == "." and _is_abbreviation(reply, start, found.start()):
         found = SENTENCE_END.search(reply, found.end())
     end = found.start() + (found.group() in "?？") if found else len(reply)
     operands, equals, _ = reply[start:end].partition("=")
     if equals and marker.group().endswith(":") and len(NUMBER.findall(operands)) > 1:
-        end = (reply + "\n\n").find("\n\n", end)  # `A: 16 - 7 = 9. 9 * 2 = 18`: what its paragraph ends on
+        end = (reply + "\n\n").find("\n\n", end)  # `A: 16 - 7 = 9. 9 * 2 = 18`: to the end of the paragraph
     return Final(reply[start:end], marked=True), end
 
 
-# After `####` with more lines to come: an answer (`$18`, `x = 5 cm`, `(B)`), and not a heading (`Step 1`, `3. Total`).
+# After `####` with more lines below: an answer (`$18`, `x = 5 cm`, `(B)`), not a heading (`Step 1`, `3. Total`).
 _VALUE_ALONE = re.compile(
     r"\W{0,9}(?:[A-Za-z] ?= ?)?\W{0,9}(?:\d[\d,./ ]*(?<![. ])(?:\s?[a-z°가-힣][\w°/^]{0,15}){0,2}|[A-J①-⑩])\W{0,9}"
 )
-# An answer, and not a sentence or a list: a number, a formula or up to six words before the line or the sentence ends.
+# An answer, not a sentence or a list: a number, a formula or up to six words before the line or sentence ends.
 _DIRECT = re.compile(
     r"(?!1[.)]\s+\S)[*_`$(\[\\]{0,20}"
     r"(?:[-+]?[$€£₩]?\.?\d|[^\s.=\d]++(?:[ \t]+[^\s.=\d]++){0,5}[ \t]*[.*_`$)]*(?:\n|\Z))"
 )
 
-# Behind an initial: more of a name, up to the end of the sentence.
+# After an initial: the rest of a name, up to the end of the sentence.
 _NAME = re.compile(r" (?:[^\W\da-z_][\w'’-]*\.? ){0,4}[^\W\da-z_][\w'’-]+(?=[.!*_)\"]| *(?:\n|\Z))")
 
 
@@ -189,7 +190,7 @@ def _is_abbreviation(reply: str, start: int, dot: int) -> bool:
     return word.lower() in {"approx", "ca", "no", "st", "dr", "mr", "mrs", "ms", "rs", "vs", "e.g", "i.e"}
 
 
-UNIT = r"(?:\s?/?[A-Za-z가-힣°]{1,20}\.?){0,2}?"  # at most two words between a number and what joins it to the next
+UNIT = r"(?:\s?/?[A-Za-z가-힣°]{1,20}\.?){0,2}?"  # at most two words between a number and a conjunction
 ALTERNATIVE = re.compile(
     rf"""[*_`)\s]* {UNIT} [*_`)\s]*
     (?: [,;.]?\s*\(?(?:(?:and\s*/\s*)?or|and|and\ also|alternatively)\b
@@ -205,7 +206,7 @@ _MATH_SIGNS = re.compile(r"\\[()\[\]]|\$")
 
 
 def _boxed(reply: str, boxes: Sequence[re.Match[str]], box: re.Match[str]) -> tuple[Final, int]:
-    """The content of a box; with boxes joined to it ("1 and 2", "1, 2") all of them, for they are several."""
+    """The content of a box, together with boxes joined to it: "1 and 2" or "1, 2" are several candidates."""
     content, end = _braced(reply, box.end())
     said, start = {content.strip()}, box.start()
     for before in reversed(boxes[: boxes.index(box)]):
@@ -224,7 +225,7 @@ def _boxed(reply: str, boxes: Sequence[re.Match[str]], box: re.Match[str]) -> tu
 
 
 def _braced(text: str, start: int) -> tuple[str, int]:
-    """What stands between the brace at `start` and its partner (a bare token where there is no brace), and its end."""
+    """The text between the brace at `start` and its partner, and its end; without a brace, the next token."""
     if not text.startswith("{", start):
         token = re.compile(r"\S+").match(text, start)
         return (token.group().rstrip("$."), token.end()) if token else ("", start)

@@ -1,4 +1,4 @@
-"""Formulas: which one a text commits to, whether a text is one, whether two are equal. Imports no torch."""
+"""Formulas: extract one from a text, recognize one, and compare two. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from scorefast.grading.numbers import parse_number, plain, ungrouped
 from scorefast.grading.stated import final_number
 
 _SPAN = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$(.+?)(?<!\\)\$", re.DOTALL)
-_LITERAL = re.compile(r"\\[lcvd]?dots\b|\.\.\.|\d\s*_\{?\d")  # 1, 2, ..., n and 52_8: math-verify reads only a part
+_LITERAL = re.compile(r"\\[lcvd]?dots\b|\.\.\.|\d\s*_\{?\d")  # 1, 2, ..., n and 52_8: math-verify parses only a part
 _UNDONE = re.compile(r"[\s\d.,+\-*/^÷(){}$]*[\d}][\s)$]*[-+*÷][\s\d.,+\-*/^÷(){}$]*[A-Za-z가-힣° ]*")  # 9 + 9 cm
 _OR = re.compile(
     r"\s*(?:,\s*)?(?:\\text\s*\{\s*(?:,\s*)?(?:or|and)\s*\}|\b(?:or|and|maybe|possibly|perhaps)\b"
     r"(?:\s+(?:possibly|perhaps|maybe))?|또는|혹은|아니면|그리고)\s*"
 )
 
-_BOLD = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\[{\\-])")  # and not `x**2`
+_BOLD = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\[{\\-])")  # not `x**2`
 _KIND = re.compile(
     r"(?:the |an? )?(?:set|interval|point|pair|ratio|equation|line|function|expression|vector|matrix) (?:is |are )?"
     r"(?=\W|\w\b|\d)",
@@ -28,7 +28,7 @@ _SAID = re.compile(r".*[A-Za-z]{2} (?:is|are|equals|gives?|get|becomes)[: ]\s*(.
 
 
 def expression(text: str) -> str:
-    """The LaTeX a text commits to: its marked answer, else its last formula, else its last line if that is short."""
+    """The LaTeX that a text commits to: its marked answer, else its last formula, else its last line if short."""
     final = final_answer(text)
     if final.marked:
         spans = list(_SPAN.finditer(final.text)) if not final.whole else []
@@ -41,14 +41,14 @@ def expression(text: str) -> str:
     line = last_line(text)
     spans = list(_SPAN.finditer(text))
     if spans and not text[spans[-1].end() :].strip(" \n.*"):
-        line = text[max(spans[-1].start() - 200, 0) :]  # ends on a formula, which may take several lines
+        line = text[max(spans[-1].start() - 200, 0) :]  # ends on a formula, possibly of several lines
     if line.rstrip().endswith("?"):
         return ""
     spans = list(_SPAN.finditer(line))
     if spans:
         first = len(spans) - 1
         while first and _OR.fullmatch(line[spans[first - 1].end() : spans[first].start()]):
-            first -= 1  # "$1$ or $2$" is one answer of two values
+            first -= 1  # "$1$ or $2$" is one answer with two values
         if _denied_span(line, spans[-1]):
             return ""
         return _tidy(", ".join(next(filter(None, s.groups())) for s in spans[first:]))
@@ -107,7 +107,7 @@ _SPELT = [
 
 
 def latex(text: str) -> str:
-    """A formula in LaTeX that is written in Unicode (`2√3`, `x² ≤ π`) or in ASCII (`sqrt(2)`, `x <= pi`)."""
+    """Convert a formula in Unicode (`2√3`, `x² ≤ π`) or ASCII (`sqrt(2)`, `x <= pi`) to LaTeX."""
     if not text.isascii():
         text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda m: f"^{{{m.group().translate(_RAISED)}}}", text)
         text = re.sub("[₀-₉]+", lambda m: f"_{{{m.group().translate(_LOWERED)}}}", text)
@@ -129,7 +129,7 @@ _FORMULA = re.compile(
     | \d!(?!\w)  |  \d\s*[-+]\s*\d*\.?\d*[inxyz](?![A-Za-z])  |  \d(?:n|[xyz]{{1,2}})(?![A-Za-z])""",
     re.VERBOSE,
 )
-# Equations that give no one unknown its value: `x + y = 5`, `3x = y`, `x = 1, y = 2`; not `x = 5` or `P(A) = 5`.
+# Equations that do not assign a value to a single unknown: `x + y = 5`, `3x = y`, `x = 1, y = 2`; not `P(A) = 5`.
 _EQUATION = re.compile(
     r"(?![A-Za-z]\(\w\)\s*=)"
     r"[^=<>]*(?:\d[a-z](?![A-Za-z])|(?<![A-Za-z])[a-z]\s*[-+*/^]|[-+*/^]\s*[a-z](?![A-Za-z]))[^=<>]*="
@@ -139,7 +139,7 @@ _MULTIPLE = re.compile(r"-?\d+(?:n|[xyz]{1,2})")
 
 
 def is_formula(text: str) -> bool:
-    """Whether a short text is a formula, and neither words nor a date nor a time: `x²+1`, `(0, 1]`, `1, 2`, `2:3`."""
+    """Whether a short text is a formula (`x²+1`, `(0, 1]`, `1, 2`, `2:3`), not words, a date or a time."""
     if re.search(r"\\[a-zA-Z]+|\$[^$]+\$", text):
         return True
     written = latex(text)
@@ -150,22 +150,22 @@ def is_formula(text: str) -> bool:
 
 
 def is_more_than_a_number(text: str) -> bool:
-    """Whether a formula with a number at its end has no one number for its value: an equation that does not only name
-    the value of one unknown, or a multiple of one."""
+    """Whether a formula that ends in a number is not a single value: an equation other than `x = 5`, or a multiple of
+    an unknown."""
     if not is_formula(text):
         return False
     return bool(_MULTIPLE.fullmatch(text) or _EQUATION.match(re.sub(r"(?<=\d)\s*x\s*(?=\d)", "*", text)))
 
 
 def in_words(text: str) -> bool:
-    """Whether a text says a number in words (`\\$26 per week`, `60 km/h`) rather than in a formula."""
+    """Whether a text states a number with words (`\\$26 per week`, `60 km/h`) and not in a formula."""
     return re.search(r"[A-Za-z]{2}|\d [A-Za-z]/[a-z]", text) is not None and not re.search(
         r"\\[A-Za-z(\[]|[\^_{]", text
     )
 
 
 def equal(answer: str, truth: str) -> tuple[bool, str]:
-    """Whether two expressions are equal as mathematics, and why. A sum left undone is not its plain result."""
+    """(Whether two expressions are mathematically equal, why). An unevaluated sum does not equal its result."""
     members = [parse_number(part) for part in answer.split("=")]
     if len(members) > 1 and None not in members and len({m.value for m in members if m}) > 1:
         return False, "contradicts itself"  # 20 = 18
@@ -176,13 +176,13 @@ def equal(answer: str, truth: str) -> tuple[bool, str]:
         return True, "the same formula"
     if _LITERAL.search(answer + truth):
         return False, "another formula"
-    right = _asked(latex(truth), latex(answer))
-    return right, "equal as mathematics" if right else "not equal as mathematics"
+    right = _worker_equal(latex(truth), latex(answer))
+    return right, "mathematically equal" if right else "not mathematically equal"
 
 
 WORKER = MathWorker()
 
 
 @lru_cache(maxsize=4096)
-def _asked(truth: str, answer: str) -> bool:
+def _worker_equal(truth: str, answer: str) -> bool:
     return WORKER.equal(truth, answer)

@@ -1,4 +1,4 @@
-"""A reward function of the user's, in TRL's signature: imported, tried, called. Imports no torch."""
+"""Import, try and call a user's reward function with TRL's signature. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import cast
 
 from scorefast.data.example import COLUMNS, OPTIONAL, Example
 from scorefast.errors import UserError
 from scorefast.files.text import one_line, shortened
 
-# TRL's signature: completions (and prompts) as lists of chat messages, every column as a keyword list; one float each,
-# or None where the function does not apply. It may be `async`.
+# TRL's signature: prompts and completions are lists of chat messages, every column is a keyword list. The function
+# returns one float per completion, or None if it does not apply. It may be `async`.
 RewardFunction = Callable[..., Sequence[float | None] | Awaitable[Sequence[float | None]]]
 
 
 def load_reward(name: str) -> RewardFunction:
-    """The function of `module:function` or `path/to/file.py:function`. It can import neighbours of the file, or files
-    of the working directory; what is installed comes before them. Raises UserError."""
+    """Import `module:function` or `path/to/file.py:function`.
+
+    It can import neighbours of the file, or modules of the working directory; installed modules take precedence.
+    Raises UserError.
+    """
     where, _, function = name.rpartition(":")
     if not where or not function:
         raise UserError(
@@ -40,7 +43,7 @@ def load_reward(name: str) -> RewardFunction:
         found = getattr(_module_of_file(Path(where)) if where.endswith(".py") else _module(where), function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"reward.function {name!r}: {one_line(error)}") from None
-    except (Exception, SystemExit) as error:  # the module is the user's: it can fail in any way
+    except (Exception, SystemExit) as error:  # user code can fail in any way
         raise UserError(f"reward.function {name!r}: {where} fails when imported: {_with_type(error)}") from None
     if not callable(found):
         raise UserError(f"reward.function {name!r}: is not a function")
@@ -48,15 +51,17 @@ def load_reward(name: str) -> RewardFunction:
 
 
 class _Neighbours(MetaPathFinder):
-    """Finds modules in the folders of reward functions, after everything that is installed.
+    """Finds modules in the folders of reward functions, after all installed modules.
 
-    It is asked only while such a function is imported or called: libraries look for optional packages as well.
+    It is active only while a reward function is imported or called, since libraries also probe for optional packages.
     """
 
     def __init__(self) -> None:
         self.folders: list[str] = []
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         return PathFinder.find_spec(fullname, self.folders, target) if path is None else None
 
     @contextmanager
@@ -79,7 +84,7 @@ def _module(name: str) -> ModuleType:
 
 
 def _module_of_file(path: Path) -> ModuleType:
-    """Run once, under a name that no other module has."""
+    """Execute the file once, under a unique module name."""
     path = path.expanduser().resolve()
     name = "reward_function_" + re.sub(r"\W", "_", str(path))
     if name in sys.modules:
@@ -87,7 +92,7 @@ def _module_of_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ImportError(f"{path}: no such file")
     spec = importlib.util.spec_from_file_location(name, path)
-    sys.modules[name] = module = importlib.util.module_from_spec(cast(ModuleSpec, spec))  # as every .py file has one
+    sys.modules[name] = module = importlib.util.module_from_spec(cast(ModuleSpec, spec))  # every .py file has one
     try:
         with _NEIGHBOURS.found(path.parent):
             cast(Loader, module.__loader__).exec_module(module)
@@ -100,10 +105,10 @@ def _module_of_file(path: Path) -> ModuleType:
 def rewards_of(
     function: RewardFunction, examples: Sequence[Example], prompts: Sequence[list[str]], replies: Sequence[str]
 ) -> list[float | None]:
-    """What `function` gives each reply, None where it says that it does not apply. prompts: the messages before each
-    reply, user and assistant in turn.
+    """The reward of each reply; None where the function does not apply.
 
-    Raises UserError where the function fails or returns anything but one number (or None) a reply, and names the row.
+    prompts: the messages before each reply, user and assistant in turn. Raises UserError naming the row if the function
+    fails or does not return one number or None per reply.
     """
     try:
         return _called(function, examples, prompts, replies)
@@ -113,13 +118,13 @@ def rewards_of(
                 _called(function, [example], [prompt], [reply])
             except (Exception, SystemExit) as alone:
                 raise UserError(f"reward function: row {_row(example)}: {_with_type(alone)}") from alone
-        raise UserError(f"reward function: {_with_type(error)} (on {len(replies)} rows at once)") from error
+        raise UserError(f"reward function: {_with_type(error)} (for {len(replies)} rows together)") from error
 
 
 def try_reward(function: RewardFunction, examples: Sequence[Example], correction: str) -> None:
-    """Call it as training will, on the first attempts and the correct answers of a few rows.
+    """Call the function as training does, on the first attempts and the correct answers of a few rows.
 
-    Raises UserError, also where a reward is not finite (a step in training that meets one is skipped).
+    Raises UserError, also if a reward is not finite. Training skips a step with such a reward.
     """
     few = list(examples[:4])
     for replies in ([e.original_answer or "" for e in few], [e.correct_answer for e in few]):
@@ -145,15 +150,16 @@ def _called(
     return [_number(value) for value in values]
 
 
-def _columns(examples: Sequence[Example]) -> dict[str, list[Any]]:
-    """The source's columns under their own names and ours, each as a list; of the same name ours is meant, but for
-    `id` and `solution` (which TRL's own rewards call the reference)."""
+def _columns(examples: Sequence[Example]) -> dict[str, list[object]]:
+    """The columns of the source and of Example, each as a list.
+
+    Example's columns take precedence, except over the source's `id` and `solution`. `solution` is the reference in
+    TRL's own rewards.
+    """
     theirs = dict.fromkeys(name for e in examples for name in e.extra or {})
     if taken := theirs.keys() & {"prompts", "completions"}:
-        raise ValueError(
-            f"a column of the data is called {min(taken)}, which TRL's signature has for itself: rename it"
-        )
-    columns: dict[str, list[Any]] = {name: [(e.extra or {}).get(name) for e in examples] for name in theirs}
+        raise ValueError(f"the data has a column {min(taken)}, which is reserved by TRL's signature: rename the column")
+    columns: dict[str, list[object]] = {name: [(e.extra or {}).get(name) for e in examples] for name in theirs}
     columns.setdefault("id", [e.id for e in examples])
     columns.setdefault("solution", [e.correct_answer for e in examples])
     for name in COLUMNS:
@@ -166,33 +172,35 @@ def _columns(examples: Sequence[Example]) -> dict[str, list[Any]]:
 
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """One for the whole process, as in TRL: what a function keeps between its calls (a client, a semaphore) may belong
-    to the loop it was made in. On a thread of its own it runs beside a loop of the caller's, as a notebook has one."""
+    """One event loop per process, as in TRL: clients and semaphores that a function keeps belong to their loop.
+
+    It has its own thread, since the caller may already run a loop, as notebooks do.
+    """
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="reward functions", daemon=True).start()
     return loop
 
 
-def _awaited(result: Awaitable[Any]) -> Any:
-    async def settled() -> Any:
+def _awaited(result: Awaitable[Sequence[float | None]]) -> Sequence[float | None]:
+    async def settled() -> Sequence[float | None]:
         try:
             return await result
-        except SystemExit as stop:  # would end the loop's thread, and leave this one waiting for ever
+        except SystemExit as stop:  # would end the loop's thread, so this one would wait for ever
             raise RuntimeError(f"SystemExit: {stop}") from stop
 
     future = asyncio.run_coroutine_threadsafe(settled(), _loop())
     try:
         return future.result()
     except BaseException:
-        future.cancel()  # interrupted while it waited
+        future.cancel()  # interrupted while waiting
         raise
 
 
-def _number(value: Any) -> float | None:
+def _number(value: float | None) -> float | None:
     try:
-        return None if value is None else float(value)  # NumPy's and torch's scalars too
+        return None if value is None else float(value)  # also NumPy and torch scalars
     except (TypeError, ValueError):
-        raise ValueError(f"returned {shortened(repr(value), 100)}, which is no number") from None
+        raise ValueError(f"returned {shortened(repr(value), 100)}, which is not a number") from None
 
 
 def _row(example: Example) -> str:

@@ -1,8 +1,8 @@
-"""What a reply has to state: the key of a reference answer, and where a clause has it. Imports no torch.
+"""The key of a reference answer, which a reply must state, and its search in a clause. Imports no torch.
 
-The key is what the reference says beyond the question; all of it where it says nothing beyond, and where the question
-offers answers ("A or B?"). A clause has the key if it has every word of it, in any order; or a person's
-surname, an acronym or what that stands for, or the same letters spaced otherwise.
+The key consists of the words that the reference adds to the question. It is the whole reference if that adds nothing,
+or if the question offers options ("A or B?"). A clause has the key if it contains all of its words in any order. A
+person's surname, an acronym or its expansion, and the same letters with other spacing also match.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ _OPTIONS = re.compile(
     r"|([가-힣\w]{1,20}?)(?:과|와|,) ([가-힣\w]{1,20}) 중"
 )
 
-READINGS = 4  # brackets of a reference that may hold its other name
+MAX_READINGS = 4  # brackets of a reference that are searched for alternative names
 
 
 @dataclass(frozen=True, eq=False)
 class Key:
-    """What a reply has to state.
+    """What a reply must state.
 
-    text: the key. reference: in normal form. words, all: of the key, of the reference. asked: the question's content
-    words. known, weak: forms of both. person, options: what the question asks for, and whether it offers answers.
-    ordered: its words stand in a sentence with others between them, and so mean something else in another order.
-    yes: the polarity, where it asks for that. korean: of the question, None without one.
+    text: the key. reference: the reference in normal form. words, all: the words of the key and of the reference.
+    asked: the question's content words. known, weak: their forms and those of the reference. person: the question asks
+    for a person. options: it offers options. ordered: the words of the key mean something else in another order, as in
+    a sentence. negative: the reference is negated. yes: the expected polarity of a yes-no question, else None. korean:
+    whether the question is in Korean; None without a question.
     """
 
     text: str
@@ -74,11 +75,14 @@ class Key:
 
 @lru_cache(maxsize=16_384)
 def keys_of(reference: str, question: str) -> tuple[Key, ...]:
-    """Of the reference without its brackets; of a bracket that holds its acronym or its name in another script; of
-    `A or B` also those of A and of B."""
+    """The keys of all readings of a reference.
+
+    The readings are the reference without its brackets, a bracket with an acronym or a name in another script, and both
+    parts of `A or B`.
+    """
     plain = re.sub(r"\([^()]*\)|\[[^\[\]]*\]", " ", reference)
     readings = [plain if re.search(r"\w", plain) else reference]
-    for inside in re.findall(r"\(([^()]+)\)", reference)[:READINGS]:
+    for inside in re.findall(r"\(([^()]+)\)", reference)[:MAX_READINGS]:
         if re.fullmatch("[A-Z]{2,6}", inside) or script_of(inside) not in ("", script_of(plain)):
             readings.append(inside)
     if len(reference.split()) <= 6:
@@ -88,7 +92,7 @@ def keys_of(reference: str, question: str) -> tuple[Key, ...]:
 
 
 def _is_ordered(key: list[Word], everything: tuple[Word, ...]) -> bool:
-    """`The earth goes around the sun`; not `red, yellow and blue` or `George Washington`."""
+    """True for `The earth goes around the sun`; False for `red, yellow and blue` and `George Washington`."""
     at = [everything.index(word) for word in key]
     if len(at) < 2 or at != sorted(at):
         return False
@@ -100,7 +104,7 @@ def _is_ordered(key: list[Word], everything: tuple[Word, ...]) -> bool:
 
 
 def in_order(said: tuple[Word, ...], key: Key) -> bool:
-    """Whether the key's words stand in a clause in the order of the reference."""
+    """Whether a clause has the key's words in the order of the reference."""
     rest = iter(said)
     return all(any(wanted == word for word in rest) for wanted in key.words)
 
@@ -137,17 +141,17 @@ def _key(reference: str, question: str) -> Key:
         options=bool(options),
         ordered=_is_ordered(key, everything),
         negative=bool(NEGATION.search(stating[0])),
-        yes=_wanted_polarity(said.strip(), question, bool(new)),
+        yes=_expected_polarity(said.strip(), question, bool(new)),
         korean=bool(re.search("[가-힣]", question)) if question else None,
     )
 
 
-def _wanted_polarity(reference: str, question: str, has_news: bool) -> bool | None:
-    """has_news: the reference says more than the question."""
+def _expected_polarity(reference: str, question: str, adds_words: bool) -> bool | None:
+    """adds_words: the reference contains words beyond the question."""
     stated, whether = polarity(reference), asks_whether(question)
-    if stated is not None and (whether or not has_news or len(reference.split()) <= 2):
+    if stated is not None and (whether or not adds_words or len(reference.split()) <= 2):
         return stated
-    return not NEGATION.search(reference) if question and whether and not has_news else None
+    return not NEGATION.search(reference) if question and whether and not adds_words else None
 
 
 def content_of(said: tuple[Word, ...]) -> list[Word]:
@@ -157,7 +161,7 @@ def content_of(said: tuple[Word, ...]) -> list[Word]:
 
 
 def counters(said: tuple[Word, ...]) -> set[int]:
-    """Positions of 개, 명, 마리 behind a number."""
+    """Positions of counters such as 개, 명 and 마리 after a number."""
     return {i for i in range(1, len(said)) if said[i - 1].text[-1].isdigit() and said[i].among(COUNTERS)}
 
 
@@ -167,7 +171,7 @@ def _forms(found: Iterable[Word]) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def found(said: tuple[Word, ...], key: Key) -> set[int] | None:
-    """Positions of the key's words; None where they are not all there."""
+    """Positions of the key's words; None if any is missing."""
     at: dict[int, int] = {}
     for n, wanted in enumerate(key.words):
         for i, word in enumerate(said):
@@ -183,14 +187,14 @@ def found(said: tuple[Word, ...], key: Key) -> set[int] | None:
 
 
 def _is_compound(word: Word, wanted: Word, key: Key) -> bool:
-    """라이트형제 for 라이트, where the question asks for 형제."""
+    """라이트형제 for 라이트 if the question contains 형제."""
     if not (word.korean and wanted.korean) or word.text[0] != wanted.text[0]:
         return False
     return any(form.startswith(wanted.text) and form[len(wanted.text) :] in key.known for form in word.forms)
 
 
 def _initial(wanted: Word, said: tuple[Word, ...], at: dict[int, int]) -> int | None:
-    """Where a name stands for its initial, or the other way round."""
+    """Position of an initial that matches a name, or of a name that matches an initial."""
     for i, word in enumerate(said):
         short = min(wanted.text, word.text, key=len)
         if word.name and len(short) == 1 and wanted.text[0] == word.text[0] and i not in at.values():
@@ -205,7 +209,7 @@ def _ends_a_name(word: Word, key: Key) -> bool:
 
 
 def _found_as_surname(said: tuple[Word, ...], key: Key, at: dict[int, int]) -> set[int] | None:
-    """A person's surname alone: no unknown name before it."""
+    """Positions of a person's surname without an unknown name before it."""
     last = len(key.words) - 1
     if not (key.person and last and last in at) or key.options or not _ends_a_name(key.words[last], key):
         return None
@@ -217,7 +221,7 @@ def _found_as_surname(said: tuple[Word, ...], key: Key, at: dict[int, int]) -> s
 
 
 def _found_as_acronym(said: tuple[Word, ...], key: Key) -> set[int] | None:
-    """UN for United Nations, and the other way round."""
+    """Positions of UN for United Nations, or the reverse."""
     names = [(i, word.text) for i, word in enumerate(said) if word.name and word.text not in ("The", "Of")]
     if key.named and len(key.initials) > 1:
         return next(({i} for i, text in names if text == key.initials), None)
@@ -230,7 +234,7 @@ def _found_as_acronym(said: tuple[Word, ...], key: Key) -> set[int] | None:
 
 
 def _found_joined(said: tuple[Word, ...], key: Key) -> set[int] | None:
-    """The same words spaced otherwise: 중앙처리장치, ice-cream."""
+    """Positions of the same words with other spacing: 중앙처리장치, ice-cream."""
     start, last = "".join(word.text.lower() for word in key.words[:-1]), key.words[-1]
     goal = {start + form for form in last.forms | last.weak} | {"".join(word.text.lower() for word in key.all)}
     for i in range(len(said)):

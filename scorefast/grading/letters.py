@@ -1,11 +1,11 @@
-"""The one letter of a choice that a text commits to. Imports no torch."""
+"""Extract the letter of a multiple-choice answer. Imports no torch."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-from scorefast.grading.answer import DENIED_AFTER, RETRACTED, final_answer, remembered, unlatexed
+from scorefast.grading.answer import DENIED_AFTER, RETRACTED, cached_if_short, final_answer, unlatexed
 
 _CIRCLED = str.maketrans("①②③④⑤⑥⑦⑧⑨⑩ⓐⓑⓒⓓⓔⒶⒷⒸⒹⒺ", "ABCDEFGHIJABCDEABCDE")
 LETTER_ALONE = re.compile(r"[(\[]?[A-J①-⑩][)\].]?")
@@ -17,10 +17,10 @@ _JOINT = re.compile(
 
 
 class _Patterns:
-    """Where one of the letters stands in a text. letter, small: patterns of one of them, and of it in lower case."""
+    """Patterns that find an option letter in a text. letter, small: patterns of one letter, and of it in lower case."""
 
     def __init__(self, letter: str, small: str):
-        # At the beginning of an answer: `B`, `(B)`, `**B**`, `B) Paris`, `B입니다`, `option B`.
+        # At the start of an answer: `B`, `(B)`, `**B**`, `B) Paris`, `B입니다`, `option B`.
         self.leading = re.compile(
             rf"""[\s*_`$({{\["']*+ (?:(?:the\s+)?(?:option|choice|letter|answer|보기)\b[\s:]*+[*_`(\["']*+)?
             (?P<letter>{letter}) (?: [)\]}}*_`"'$]* (?=$|[\s.,:;!?)\]]|[가-힣]) )""",
@@ -48,13 +48,13 @@ _FIVE = _Patterns("[A-E]", "[a-e]")
 _TEN = _Patterns(r"(?:[A-HJ]|I(?!\s[a-z]|['’]))", "[a-j]")  # `I think` names no option
 
 
-@remembered
+@cached_if_short
 def reference_letter(reference: str) -> str | None:
     return chosen_letter(reference) or chosen_letter(reference, more=True)
 
 
 def chosen_letter(reply: str, *, more: bool = False) -> str | None:
-    """The one letter A to E a reply commits to; None where it commits to none or to several. more: A to J."""
+    """The one letter A to E that a reply commits to; None if there is none or several. more: A to J."""
     letters = _TEN if more else _FIVE
     final = final_answer(unicodedata.normalize("NFKC", reply.translate(_CIRCLED)))
     text = unlatexed(final.text).strip()
@@ -72,13 +72,13 @@ def chosen_letter(reply: str, *, more: bool = False) -> str | None:
     alone = match is not None and not text[match.end() :].strip(" .*_`)\"'!$")
     goes_on = text[match.end("letter") :].lstrip("*_") if match else ""
     if match and not alone and not final.marked and not re.match(r"[)\].:]|\s*[—–]|\s--?\s", goes_on):
-        match = None  # without a marker, a line that begins with a letter and goes on is prose
+        match = None  # without a marker, a line that continues after its first letter is prose
     if match and match["letter"] in "Aa" and not alone and _ARTICLE.match(goes_on):
         match = None
     if match and match["letter"].islower() and not alone and not re.match(r"\W", text[match.end("letter") :]):
         match = None
     if match and not final.marked and letters.bracketed.search(text, match.end()):
-        match = None  # it goes through the options
+        match = None  # it discusses the options
     if match and DENIED_AFTER.match(text, match.end("letter")):
         return None
     if match:

@@ -1,4 +1,4 @@
-"""Graders `exact` and `contains`: the reference's own words. Imports no torch."""
+"""Graders `exact` and `contains`: literal comparison with the reference. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import re
 from scorefast.files.text import normalized
 from scorefast.grading.answer import Grade, final_answer, last_line, unlatexed
 
-BELOW_ONE = 1 - 1e-9  # the most a wrong answer scores
-_EDGES = " .,;:!?*_`\"'()[]{}<>«»“”‘’「」『』。、…~"  # markup and punctuation around a word; no sign, %, $, #
+BELOW_ONE = 1 - 1e-9  # highest score of a wrong answer
+_EDGES = " .,;:!?*_`\"'()[]{}<>«»“”‘’「」『』。、…~"  # markup and punctuation around a word, but no sign, %, $ or #
 
 
 def bare(text: str) -> str:
-    """NFKC, case-folded, single spaces, every word without punctuation and markup at its edges."""
+    """Normalize with NFKC, case-folding and single spaces, and strip markup and punctuation around each word."""
     words = (word.strip(_EDGES) for word in normalized(text).split())
     return " ".join(word for word in words if word) or normalized(text)
 
 
 def similarity(text: str, reference: str) -> float:
-    """In [0, 1): the better of the edit ratio and the token-sort ratio of the two normal forms."""
+    """The better of the edit ratio and the token-sort ratio of the two normal forms, in [0, 1)."""
     from rapidfuzz import fuzz
 
     a, b = bare(text[-2000:]), bare(reference[-2000:])
@@ -36,7 +36,7 @@ def grade_exact(reply: str, reference: str) -> Grade:
 
 
 def _stated(text: str) -> list[str]:
-    """The marked answer; without one, the whole text or its last line (which cannot both be a given answer)."""
+    """The marked answer; without one, the last line and the whole text."""
     final = final_answer(text)
     if final.marked:
         return [bare(unlatexed(final.text))]
@@ -57,7 +57,7 @@ _DENIED_AFTER = re.compile(
     r"[^\s.,]{0,60}\s?(?:\S{1,60}\s)?(?:(?:은|는|이|가)\s)?(?:아니(?!면)|아닙|아닌|틀)"
     r"|\s(?:is|was|are|would be)\s(?:not|wrong|incorrect|false)\b|\s(?:isn't|wasn't|aren't)\b"
 )
-_LIST = re.compile(r"[^,/·;]+(?:[,/·;][^,/·;]+){2,}|[^\s/]+\s?/\s?[^\s/]+")  # three names, or two with a stroke
+_LIST = re.compile(r"[^,/·;]+(?:[,/·;][^,/·;]+){2,}|[^\s/]+\s?/\s?[^\s/]+")  # three names, or two with a slash
 _PARTICLES = (
     "은|는|이|가|을|를|의|에|에서|에게|로|으로|와|과|도|만|까지|부터|이다|다|입니다|이에요|예요|이야|야|이며|이고|라고|이라고|라는|이라는"
     "|였다|이었다|였습니다|이었습니다|이죠|죠|인|란|이란|네요|이네요"
@@ -70,7 +70,7 @@ def grade_contains(reply: str, reference: str) -> Grade:
     right = bare(unlatexed(reference))
     asked, listed = _is_question(reply), _is_list(reply)
     if right and not asked and not listed and _states(said, right):
-        return Grade(True, 1.0, right, "stands in the answer")
+        return Grade(True, 1.0, right, "in the answer")
     why = "denied, or one of several" if right in said else "not in the answer"
     return Grade(
         False, similarity(said, right), said, "asked, not stated" if asked else "several candidates" if listed else why
@@ -78,7 +78,7 @@ def grade_contains(reply: str, reference: str) -> Grade:
 
 
 def _is_list(reply: str) -> bool:
-    """Names and nothing else: `Paris, London, Berlin`, `Paris / London`."""
+    """Whether the answer only lists names: `Paris, London, Berlin`, `Paris / London`."""
     final = final_answer(reply)
     text = (final.text if final.marked else last_line(reply)).strip(" .")
     return bool(_LIST.fullmatch(text)) and all(len(part.split()) <= 3 for part in re.split(r"[,/·;]", text))

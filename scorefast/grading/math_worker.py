@@ -1,7 +1,7 @@
-"""math-verify in a process of its own: `MathWorker` asks,
-`python -m scorefast.grading.math_worker` answers. Imports no torch.
+"""Run math-verify in a separate process. Imports no torch.
 
-Between them a pipe: a line of JSON [truth, answer] in, `true` or `false` out.
+`MathWorker` sends a line of JSON [truth, answer] to `python -m scorefast.grading.math_worker` and reads `true` or
+`false`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from sympy import Basic, Expr, Interval, Union
 
 START_SECONDS = 120.0  # for importing sympy from a cold disk
-SECONDS = 5.0  # for one comparison of two expressions; without a verdict by then they are not equal
-MEMORY = 2 * 1024**3  # bytes: 10^10^10 is to fail here, not to fill the machine
-TOLERANCE = 1e-12  # relative: math-verify rounds to 6 decimals, and so takes 2^-98 for 2^-99 and 0.3333333 for 1/3
+SECONDS = 5.0  # for one comparison; expressions without a verdict by then count as unequal
+MEMORY = 2 * 1024**3  # bytes; 10^10^10 must fail here and not fill the machine
+TOLERANCE = 1e-12  # relative; math-verify rounds to 6 decimals, so it equates 2^-98 with 2^-99 and 0.3333333 with 1/3
 
 
 class MathWorker:
-    """A process that can be stopped, on any thread, whatever sympy is at.
+    """A worker process that can be stopped from any thread at any point of sympy's work.
 
-    math-verify's own limit is an alarm signal, which only the main thread gets and which cannot stop one long
+    math-verify's own time limit is an alarm signal. Only the main thread receives it, and it cannot interrupt one long
     multiplication.
     """
 
@@ -37,19 +40,19 @@ class MathWorker:
         self._lock = threading.Lock()
 
     def equal(self, truth: str, answer: str) -> bool:
-        """math-verify's verdict on two LaTeX expressions; False after `seconds` (or if the process dies of it)."""
+        """math-verify's verdict on two LaTeX expressions; False after `seconds` or if the process dies."""
         with self._lock:
-            for _ in range(2):  # once more where it died of something else, and had not the time
+            for _ in range(2):  # retry once if the process died before its time was up
                 started = time.monotonic()
-                line = self._asked(json.dumps([truth, answer]))
+                line = self._reply_to(json.dumps([truth, answer]))
                 if line or time.monotonic() - started >= self.seconds:
                     break
             return line == "true\n"
 
-    def _asked(self, question: str) -> str:
+    def _reply_to(self, question: str) -> str:
         process = self._running()
         line = ""
-        with _killed_after(self.seconds, process), contextlib.suppress(OSError):  # it may have died before it read
+        with _killed_after(self.seconds, process), contextlib.suppress(OSError):  # the process may already be dead
             cast(IO[str], process.stdin).write(question + "\n")
             cast(IO[str], process.stdin).flush()
             line = cast(IO[str], process.stdout).readline()
@@ -62,14 +65,14 @@ class MathWorker:
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", __file__],  # -P: neither this folder nor the working directory on its path
+                [sys.executable, "-P", __file__],  # -P: keep this folder and the working directory off sys.path
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
                 encoding="utf-8",
                 env=os.environ | {"PYTHONIOENCODING": "utf-8"},
-                start_new_session=True,  # Ctrl-C is for the run, which ends its step with it
+                start_new_session=True,  # Ctrl-C must reach only the run, which finishes its step
             )
             with _killed_after(START_SECONDS, self._process):
                 started = cast(IO[str], self._process.stdout).readline() == "ready\n"
@@ -91,15 +94,17 @@ def _killed_after(seconds: float, process: subprocess.Popen[str]) -> Iterator[No
 
 
 def equal(truth: str, answer: str) -> bool:
-    """Two constants by their value (i is the imaginary unit where it is the only letter), all else by math-verify; what
-    that does not equate, as sets of numbers or as functions."""
+    """Compare two constants by value and everything else by math-verify, then as sets of numbers or as functions.
+
+    i is the imaginary unit if it is the only letter.
+    """
     from math_verify import parse, verify
     from sympy import Expr, I
 
     both = [parse(f"${text}$", parsing_timeout=None) for text in (truth, answer)]
     if not all(both):
         return False
-    first: Any = [parsed[0] for parsed in both]
+    first: list[Basic] = [parsed[0] for parsed in both]
     if all(isinstance(e, Expr) for e in first):
         first = [
             e.subs(dict.fromkeys(e.free_symbols, I)) if {s.name for s in e.free_symbols} == {"i"} else e for e in first
@@ -108,15 +113,15 @@ def equal(truth: str, answer: str) -> bool:
             a, b = (e.evalf(30) for e in first)
             if a.is_finite and b.is_finite:
                 return bool(abs(a - b) <= TOLERANCE * max(abs(a), abs(b)))
-    if _only_a_side(*first):
+    if _is_one_side(*first):
         return False
     if verify(*both, allow_set_relation_comp=True, timeout_seconds=None):
         return True
     return _same_sets(first[0], first[1], _rounding(truth, answer)) or _same_functions(first[0], first[1])
 
 
-def _only_a_side(truth: Any, answer: Any) -> bool:
-    """`5` for `x + y = 5`: math-verify takes what stands behind the sign for the value of what stands before it."""
+def _is_one_side(truth: Basic, answer: Basic) -> bool:
+    """`5` for `x + y = 5`: math-verify would take the right side of an equation for the value of its left side."""
     from sympy import Equality, Expr, Symbol
     from sympy.core.function import AppliedUndef
 
@@ -125,22 +130,24 @@ def _only_a_side(truth: Any, answer: Any) -> bool:
 
 
 def _rounding(*texts: str) -> float:
-    """Half of the last place of the shortest decimal number of four places or more; 0 where there is none."""
+    """Half a unit in the last place of the shortest decimal with four places or more; 0 if there is none."""
     places = [len(digits) for text in texts for digits in re.findall(r"\d\.(\d{4,})", text)]
     return 0.5 * 10.0 ** -min(places) if places else 0.0
 
 
-def _same_sets(truth: Any, answer: Any, rounding: float) -> bool:
-    """Two sets of intervals, or inequalities of one unknown, with the same ends, open or closed alike. An end may be
-    rounded to four places or more: (0.6, 2.6667] is (3/5, 8/3]."""
+def _same_sets(truth: Basic, answer: Basic, rounding: float) -> bool:
+    """Whether two interval sets, or inequalities of one unknown, have the same ends, open or closed alike.
+
+    An end may be rounded to four places or more: (0.6, 2.6667] equals (3/5, 8/3].
+    """
     from sympy import Interval, Union
 
-    both = [_as_set(e) for e in (truth, answer)]
-    if None in both:
+    a_set, b_set = _as_set(truth), _as_set(answer)
+    if a_set is None or b_set is None:
         return False
-    first, second = (sorted(s.args, key=lambda i: i.inf) if isinstance(s, Union) else [s] for s in both)
-    if both[0] == both[1] or len(first) != len(second):
-        return bool(both[0] == both[1])
+    first, second = (sorted(s.args, key=lambda i: i.inf) if isinstance(s, Union) else [s] for s in (a_set, b_set))
+    if a_set == b_set or len(first) != len(second):
+        return bool(a_set == b_set)
     return all(
         isinstance(a, Interval)
         and isinstance(b, Interval)
@@ -151,16 +158,16 @@ def _same_sets(truth: Any, answer: Any, rounding: float) -> bool:
     )
 
 
-def _near(a: Any, b: Any, rounding: float) -> bool:
+def _near(a: Expr, b: Expr, rounding: float) -> bool:
     if not (a.is_finite and b.is_finite):
         return bool(a == b)
     return bool(abs(a - b).evalf(30) <= rounding * (1 + 1e-9) + TOLERANCE * abs(a))
 
 
-def _as_set(e: Any) -> Any:
-    """The real numbers that an interval or inequalities of one unknown describe; None for anything else.
+def _as_set(e: Basic) -> Interval | Union | None:
+    """The set of real numbers of an interval or of inequalities in one unknown; None for anything else.
 
-    Several inequalities all hold, or where no number meets all, one of them does.
+    Several inequalities mean their intersection, or their union if the intersection is empty.
     """
     from sympy import And, Complement, Equality, FiniteSet, Intersection, Interval, Or, Union
     from sympy.core.relational import Relational
@@ -176,9 +183,12 @@ def _as_set(e: Any) -> Any:
     return e if isinstance(e, Interval | Union) else None
 
 
-def _same_functions(truth: Any, answer: Any) -> bool:
-    """Two terms with one value wherever both are real, at points of either sign: sqrt(1/n) and 1/sqrt(n), not |x| and
-    x. math-verify, which knows nothing of the sign of n, does not equate the first."""
+def _same_functions(truth: Basic, answer: Basic) -> bool:
+    """Whether two terms agree at all test points of either sign where both are real.
+
+    sqrt(1/n) equals 1/sqrt(n), which math-verify does not equate since it does not know the sign of n. |x| differs
+    from x.
+    """
     from sympy import Expr, Rational
 
     if not (isinstance(truth, Expr) and isinstance(answer, Expr)):
@@ -203,14 +213,14 @@ def main() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    import math_verify  # noqa: F401  what takes long, before the first question
+    import math_verify  # noqa: F401  the slow import, before the first request
 
     logging.disable(logging.ERROR)
-    replies, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no reply
+    replies, sys.stdout = sys.stdout, sys.stderr  # output of libraries must not mix with replies
     print("ready", file=replies, flush=True)
     for line in sys.stdin:
         verdict = False
-        with contextlib.suppress(Exception):  # parsers and sympy on text of any kind: then they are not equal
+        with contextlib.suppress(Exception):  # sympy and its parser fail on arbitrary text: then unequal
             verdict = equal(*json.loads(line))
         print(json.dumps(verdict), file=replies, flush=True)
 

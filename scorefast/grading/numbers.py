@@ -1,4 +1,4 @@
-"""Numbers in text: their many forms, and their exact values. Pure functions of text. Imports no torch."""
+"""Parse numbers in text into exact values. Pure functions of text. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PLAIN = str.maketrans(
 
 
 def _fraction(match: re.Match[str]) -> str:
-    """3/4 for \\frac{3}{4}; 4/(2x) for \\frac{4}{2x}, so that no part of it reads as a fraction of numbers."""
+    """3/4 for \\frac{3}{4}; 4/(2x) for \\frac{4}{2x}, so that no part of it is parsed as a fraction of numbers."""
     parts = (match[1] or match[2] or "", match[3] or match[4] or "")
     return "/".join(part if _PART.fullmatch(part) else f"({part})" for part in parts) + " "
 
@@ -77,7 +77,7 @@ _KOREAN_PART = re.compile(r"(\d[\d,]*(?:\.\d+)?)?\s?([천백])?([조억만])?")
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """value: with a per cent sign counted in (75 % is 3/4). percent: whether there was one."""
+    """value: the exact value; 75 % is 3/4. percent: whether the number has a per cent sign."""
 
     value: Fraction | int
     percent: bool = False
@@ -86,13 +86,13 @@ class Number:
         return f"{self.value * 100}%" if self.percent else str(self.value)
 
     def readings(self) -> tuple[Fraction | int, ...]:
-        """0.75 for 0.75; 0.75 and 75 for 75 %, which may answer "what share?" or "how many per cent?"."""
+        """The value, and for a percentage also the bare number: 0.75 and 75 for 75 %."""
         return (self.value, self.value * 100) if self.percent and not -0.01 < self.value < 0.01 else (self.value,)
 
 
-# Groups of three digits behind a first of one to three. A plain space may also stand between two numbers ("on day 12
-# 500 people came"): it joins where a line, a sign, an opening mark or a word of `_AMOUNT` stands before, and no hyphen
-# behind ("3 100-dollar bills").
+# Groups of three digits after a first group of one to three. A plain space can also separate two numbers ("on day 12
+# 500 people came"). It joins groups only after a line start, a sign, an opening mark or a word of `_AMOUNT`, and not
+# before a hyphen ("3 100-dollar bills").
 _THIN_GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:[\u00a0\u2007\u2009\u202f]\d{3})++(?![\d-])")
 _SPACED_GROUP = re.compile(r"\d \d{3}(?!\d)")
 _SPACED_GROUPS = re.compile(r"(?<![\w.,:/'])\d{1,3}(?: \d{3})++(?![\d-]|[ ,:/']\d|\.\d{3})")
@@ -115,7 +115,7 @@ def _spaced(match: re.Match[str]) -> str:
 
 
 def ungrouped(text: str) -> str:
-    """Text with the spaces in its numbers taken out: 12500 for `12 500`."""
+    """The text without the spaces inside its numbers: 12500 for `12 500`."""
     if not text.isascii():
         text = _THIN_GROUPS.sub(_joined, text)
     return _SPACED_GROUPS.sub(_spaced, text) if _SPACED_GROUP.search(text) else text
@@ -127,7 +127,7 @@ _BELOW_ZERO = re.compile(
 
 
 def plain(text: str) -> str:
-    """Text with its numbers in ASCII: full-width digits, vulgar fractions, superscripts, LaTeX, calculator marks."""
+    """Rewrite numbers in ASCII: full-width digits, vulgar fractions, superscripts, LaTeX, calculator annotations."""
     text = ungrouped(text)
     if not text.isascii():
         text = re.sub("[" + "".join(_VULGAR) + "]", lambda m: _VULGAR[m.group()], text)
@@ -152,7 +152,7 @@ def plain(text: str) -> str:
 
 
 def value_of(match: re.Match[str]) -> Number | None:
-    """The value of a match of `NUMBER`; None where it has none (1/0) or too many digits to be one."""
+    """The value of a match of `NUMBER`; None if it is undefined (1/0) or has too many digits."""
     value: Fraction | int
     sign, sign2, korean, whole, digits, percent = match.group("sign", "sign2", "korean", "whole", "digits", "percent")
     try:
@@ -200,7 +200,7 @@ def _korean_value(text: str) -> Fraction:
 
 
 def parse_number(text: str) -> Number | None:
-    """The value of a text that is one number and nothing else: `-3`, `1,234.50`, `$18`, `3/4`, `75%`, `1.2e3`."""
+    """The value of a text that is exactly one number: `-3`, `1,234.50`, `$18`, `3/4`, `75%`, `1.2e3`."""
     text = plain(text).strip()
     match = NUMBER.fullmatch(text)
     return value_of(match) if match else None

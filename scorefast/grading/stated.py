@@ -1,18 +1,18 @@
-"""Which number a text states: of a reply the one it commits to, of a reference the one it means. Imports no torch."""
+"""Extract the number that a reply commits to, or that a reference means. Imports no torch."""
 
 from __future__ import annotations
 
 import re
 from itertools import pairwise
 
-from scorefast.grading.answer import ALTERNATIVE, LONGEST, SENTENCE_END, UNIT, final_answer, remembered
+from scorefast.grading.answer import ALTERNATIVE, MAX_CHARACTERS, SENTENCE_END, UNIT, cached_if_short, final_answer
 from scorefast.grading.numbers import NUMBER, Number, plain, value_of
 
 _COMMA = re.compile(r"[*_`$ ]*[,;/|\n][*_`$\s]*(?:[A-Za-z]\s*=\s*)?")
 _OPERATOR = re.compile(rf"[)\s$]*{UNIT}[)\s$]*(?:[-+*/÷^]|\b(?:x|times|plus|minus|divided by)\b)[(\s$]*", re.I)
-_OF = re.compile(rf"{UNIT}\s(?:of|at|with|for)\s", re.I)  # `3 boxes of 4`: an operation if a result follows
+_OF = re.compile(rf"{UNIT}\s(?:of|at|with|for)\s", re.I)  # `3 boxes of 4`: a product if a result follows
 _EQUALS = re.compile(rf"[)\s$]*{UNIT},?[)\s$]*(?:=|\b(?:which )?(?:is|are|equals?|makes?|gives?)\s)[\s$*_]*", re.I)
-# Behind a number, to the end: a parenthesis that explains it, in words or with a result, `apples (3 boxes of 4).`
+# After a number, to the end: a bracket that explains it, in words or with a result, `apples (3 boxes of 4).`
 _EXPLAINED = re.compile(rf"(?=[^A-Za-z가-힣=]{{0,99}}[A-Za-z가-힣=])[*_]*{UNIT}[*_ ]*\([^()]*\)[\s.*_]*")
 _NEGATED_BEFORE = re.compile(
     r"(?:\bnot|n't|\bnever|\bcannot|\brules? out|\bruled out|\bexcluding|\beliminate|≠|!=)\s*"
@@ -26,7 +26,7 @@ _BOUND_BEFORE = re.compile(
     r"\s*(?:or equal to\s*)?[*_$\s]*$",
     re.IGNORECASE,
 )
-_SUPPOSED_BEFORE = re.compile(  # of the only number there is; of several, the last is then a second candidate
+_SUPPOSED_BEFORE = re.compile(  # applies to a single number; of several, the last is then a second candidate
     r"(?:\b(?:maybe|perhaps|possibly|(?:might|may|could) be|doubt|not sure|whether)|아마|혹시)"
     r"\s*(?:(?:that|if|whether)\s+)?(?:it(?:'s|\s+is)\s+)?[*_$\s]*$",
     re.IGNORECASE,
@@ -60,14 +60,14 @@ _REFUSAL = re.compile(
 _REFUSAL_AFTER = re.compile(r"[^.!?\n]*(?:알|구할|풀|계산할|답할) 수 없")
 _BULLET = re.compile(r"(?m)^[ \t>*_]*\(?(\d{1,2})[.)](?=[ \t]+\S)")
 
-# Commands that set a number, and do not calculate with it. Any other beside a number makes it a part of a formula.
+# LaTeX commands that only typeset a number. Any other command beside a number makes it a part of a formula.
 _SETTING = (
     r"(?:circ|degree|q?quad|enspace|hspace|therefore|because|color|normalsize|[lL]arge|LARGE|[hH]uge|checkmark|qed|to|sim"
     r"|(?:black)?square|begin|end|tag|label|euro|pounds?|cents?|boxed|fbox|newline|hline|item|Omega|mu)(?![A-Za-z])"
 )
 _COMMAND = rf"\\(?!{_SETTING})[A-Za-z]+"
 _LETTER = r"[b-z](?![\w'’]|\.\w)"  # one letter alone, and neither the article nor `e.g.`
-_GOES_ON = re.compile(
+_FORMULA_AFTER = re.compile(
     rf"""\s*
     (?: [)}}\]\s]{{0,3}} (?: \.?{_COMMAND} | \^(?!\s*\{{?\s*(?:\\circ|°)) | _[\w{{}}] | !(?=[\w$(\\^*/]|\)\s*[/*^]) )
       | [πθ√∛∞∑∫∪∩∈±]  |  pi\b  |  [<>≤≥](?![A-Za-z/]{{1,10}}>)  |  (?<=\s):\s*\d
@@ -83,7 +83,7 @@ _GOES_ON = re.compile(
     )""",
     re.VERBOSE,
 )
-_COMES_FROM = re.compile(
+_FORMULA_BEFORE = re.compile(
     rf"""(?: {_COMMAND} \s* (?:_(?:\{{\w+\}}?|\w+))? (?:\[[^\[\]]*\]?)? [\s({{]*
       | (?<![A-Za-z]) (?: (?:sqrt|log|ln|lg|exp|sin|cos|tan|gcd|lcm|mod)\s*(?:_\{{?\w+\}}?)? | roots?\s+of )
       | [\^_]\s*\{{ \s*[-+]?  |  (?<![\w)])-[({{]
@@ -99,33 +99,36 @@ _COMES_FROM = re.compile(
 def is_part(text: str, number: re.Match[str], *, complete: bool = False) -> bool:
     """Whether a number is only a part of a formula: `4\\sqrt{2}`, `4!`, `\\log 4`, `4/x`, `x + 4`, `4 and a half`.
 
-    A unit, or a letter taken for one, stands behind a number without harm. complete: the text is all answer, so that a
-    `!` behind it is no exclamation.
+    A unit, or a letter that may be one, can follow the number. complete: the text is exactly the answer, so a `!` after
+    it is a factorial.
     """
     end = number.end()
-    if _GOES_ON.match(text, end) or _COMES_FROM.search(text[max(number.start() - 40, 0) : number.start()]):
+    if _FORMULA_AFTER.match(text, end) or _FORMULA_BEFORE.search(text[max(number.start() - 40, 0) : number.start()]):
         return True
     alone = complete or not text[: number.start()].strip(" $")
     return alone and text.startswith("!", end) and not text[end + 1 :].strip(" $.")
 
 
 def final_number(reply: str) -> Number | None:
-    """The one number a reply commits to; None where it commits to none or to several."""
-    number = number_or_why(reply)
+    """The one number that a reply commits to; None if there is none or several."""
+    number = number_or_reason(reply)
     return number if isinstance(number, Number) else None
 
 
-def number_or_why(reply: str) -> Number | str:
-    """The one number a reply commits to, or in a few words why there is none."""
+def number_or_reason(reply: str) -> Number | str:
+    """The one number that a reply commits to, or the reason why there is none."""
     final = final_answer(reply)
     text = plain(final.text)
     if final.marked:
         if numbers := _asserted(text):
             return _settled(text, numbers, _after_equals(text, numbers), complete=final.whole)
         if final.whole or NUMBER.search(text):
-            return _why_none(text)  # a marked answer that is no number, or denies the one it names
-        text = plain(reply[-LONGEST:])
-    for size in (600, LONGEST):  # the last statement stands at the end: most replies need not be searched in full
+            return _why_none(text)  # a marked answer without a number, or with a denied one
+        text = plain(reply[-MAX_CHARACTERS:])
+    for size in (
+        600,
+        MAX_CHARACTERS,
+    ):  # most replies need no full search: the last statement is at the end
         tail = text[text.find("\n", max(len(text) - size, 0)) + 1 :] if len(text) > size else text
         numbers = _asserted(tail)
         if len(numbers) > 3 or len(tail) == len(text):
@@ -149,7 +152,7 @@ def _why_none(text: str) -> str:
 
 
 def _asserted(text: str) -> list[re.Match[str]]:
-    """Matches of `NUMBER` that the text states: neither denied, supposed or asked, nor numbering a list."""
+    """Matches of `NUMBER` that are asserted: not denied, supposed, asked, or a list number."""
     found = list(NUMBER.finditer(text))
     if not found:
         return []
@@ -176,8 +179,8 @@ def _is_denied(text: str, number: re.Match[str]) -> bool:
 
 
 def _after_equals(text: str, numbers: list[re.Match[str]]) -> int:
-    """Index of the number a marked text begins with, else of the first after its last `=` (`9 * 2 = 18 eggs`), else of
-    its last (`10 and 8, which is 18`)."""
+    """Index of the number at the start of a marked text, else of the first after the last `=` (`9 * 2 = 18 eggs`), else
+    of the last (`10 and 8, which is 18`)."""
     last, at = len(numbers) - 1, 0
     if last and not text[: numbers[0].start()].strip(" $*_`~(:"):
         gaps = [text[a.end() : b.start()][:60] for a, b in pairwise(numbers)] + [""]
@@ -192,10 +195,10 @@ def _after_equals(text: str, numbers: list[re.Match[str]]) -> int:
 
 
 def _settled(text: str, numbers: list[re.Match[str]], at: int, *, complete: bool = False) -> Number | str:
-    """The number at index `at`, unless it is one of several candidates, or a part of a formula or of a sum left undone;
-    then which of them.
+    """The number at index `at`, or the reason why it does not count.
 
-    complete: the text is all answer, so that any other value in it beside the number is a second candidate.
+    It may be one of several candidates, or a part of a formula or of an unevaluated sum. complete: the text is exactly
+    the answer, so any other value beside the number is a second candidate.
     """
     value = value_of(numbers[at])
     if value is None:
@@ -222,7 +225,7 @@ def _settled(text: str, numbers: list[re.Match[str]], at: int, *, complete: bool
 
 
 def _is_list(text: str, numbers: list[re.Match[str]], left: int) -> bool:
-    """`16, 17, 18`, or `18, 20` and nothing else; but not `in 2010, 18 were left`."""
+    """True for `16, 17, 18`, and for `18, 20` alone; False for `in 2010, 18 were left`."""
     first, second = numbers[left], numbers[left + 1]
     if left and _COMMA.fullmatch(text[numbers[left - 1].end() : first.start()]):
         return True
@@ -231,21 +234,23 @@ def _is_list(text: str, numbers: list[re.Match[str]], left: int) -> bool:
     return not text[: first.start()].strip(" *_$([{") and not text[second.end() :].strip(" *_$.)]}")
 
 
-@remembered
+@cached_if_short
 def reference_number(reference: str) -> Number | None:
-    """The number of a reference answer: what it commits to, or else its last number ("18 or 20 eggs"); None where it
-    holds none, or a formula."""
-    number = number_or_why(reference)
+    """The number that a reference commits to, else its last number ("18 or 20 eggs").
+
+    None if it contains no number, or a formula.
+    """
+    number = number_or_reason(reference)
     if isinstance(number, Number):
         return number
-    text = plain(reference[-LONGEST:])
+    text = plain(reference[-MAX_CHARACTERS:])
     found = list(NUMBER.finditer(text))
     if not found or number in ("part of a formula", "a sum left undone") or any(is_part(text, m) for m in found):
         return None
     return value_of(found[-1])
 
 
-# What makes a sentence of the text before a number: `It is 18` is a number, `Apollo 11` is a name.
+# What makes the text before a number a sentence: `It is 18` states a number, `Apollo 11` is a name.
 _STATES = re.compile(
     r"=|:|\b(?:is|are|was|were|be|equals?|has|have|had|makes?|made|costs?|gets?|got|needs?|pays?|sold|sells?|left|total|spent)\b"
     r"|[가-힣]+[은는이가]\s|(?:\S+\s+){5}"
@@ -255,9 +260,9 @@ _ONE_UNIT = re.compile(
 )
 
 
-@remembered
-def ends_on_number(reference: str) -> bool:
-    """Whether a reference is one to compare as a number: `18`, `... #### 18`, `It is $18.`, `18 cm`, not `May 1st`."""
+@cached_if_short
+def is_numeric_reference(reference: str) -> bool:
+    """Whether a reference is a number: `18`, `... #### 18`, `It is $18.` or `18 cm`, not `May 1st`."""
     final = final_answer(reference)
     text = plain(final.text).rstrip(" .,;:?)}*$\n\t")
     numbers = list(NUMBER.finditer(text))
@@ -275,7 +280,7 @@ def ends_on_number(reference: str) -> bool:
 
 
 def _is_number_with_unit(text: str, match: re.Match[str]) -> bool:
-    """`18 cm`, `x = 18`; not `2\\sqrt{3}`, `(1, 2)` or `3x + 1`."""
+    """True for `18 cm` and `x = 18`; False for `2\\sqrt{3}`, `(1, 2)` and `3x + 1`."""
     rest = text[match.end() :].strip()
     before = text[: match.start()].strip(" $")
     return not re.search(r"[\\^+*/=,(\[{]|\d", rest) and not re.search(r"[\\^+*/,(\[{]|\d", before)

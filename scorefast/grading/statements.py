@@ -1,9 +1,8 @@
-"""What a reply states: the part to which it commits, as sentences and clauses; and the cues that take a statement back.
-English and Korean. Imports no torch.
+"""Split a reply into the sentences and clauses that it states, in English and Korean. Imports no torch.
 
-A reply commits to what follows its last marker, else to what follows its last retraction. Questions in it, courtesies
-("I hope this helps") and hearsay ("Many say K") state nothing. A sentence states what is left of it without concessions
-("Although K, ...", "K, but ...") and contrasts ("not K", "instead of K", "K가 아니라").
+A reply commits to what follows its last marker, else to what follows its last retraction. Questions, courtesies ("I
+hope this helps") and hearsay ("Many say K") state nothing. Concessions ("Although K, ...", "K, but ...") and contrasts
+("not K", "instead of K", "K가 아니라") are removed from a sentence.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from scorefast.grading.answer import RETRACTED, final_answer
 
 
 def _cues(words: str, parts: str = "") -> re.Pattern[str]:
-    """One expression of all lines: the first as whole words, the others wherever they stand."""
+    """One pattern of all lines: `words` match as whole words, `parts` anywhere."""
     lines = [rf"\b(?:{'|'.join(words.split(chr(10))[1:-1])})\b", *parts.split("\n")[1:-1]]
     return re.compile("|".join(lines), re.IGNORECASE)
 
@@ -64,7 +63,7 @@ no idea|not (?:sure|certain)
 """,
 )
 
-_COURTESY = _cues(  # at the beginning of a sentence
+_COURTESY = _cues(  # at the start of a sentence
     r"""
 (?:great|good|excellent|interesting) question|of course|thanks?|i hope|feel free|if you have|apologies|i apologi[sz]e
 let me (?:know|check|double\w*|verify|re|think|correct|see)|i(?: have|'ve)? made an? (?:mistake|error)
@@ -94,7 +93,7 @@ I (?:first |initially |had |once |previously |at first )?(?:thought|said|answere
 (?:처음|이전|예전|전|과거)에는|(?:흔히|종종) .*(?:라고|다고)|(?:어떤|많은|일부|몇몇) (?:사람|이|분|학자)들?[은이]
 """,
 )
-# What may follow a marker without being an answer: `my previous answer was wrong`.
+# What can follow a marker and is no answer: `my previous answer was wrong`.
 _JUDGEMENT = re.compile(
     r"\W*(?:(?:(?:in|partly |not )?correct|wrong|right|false|true|not|mistaken|unclear|as follows|here|below)\b"
     r"|틀렸|틀린|틀립|잘못|다음과|아래와|맞습니다)",
@@ -102,7 +101,7 @@ _JUDGEMENT = re.compile(
 )
 
 _END = re.compile(r"((?<=[\w)%'])\s*[.!。！]+(?=\s|$)|[.!。！…]{2,}|[?？]+|\n)")
-_BESIDE_THE_POINT = [  # contrasts, comparisons, asides
+_ASIDES = [  # contrasts, comparisons, asides
     re.compile(r"\bnot (?:only |just )?[^,.;]{1,60}?,? but (?:rather |actually |instead )?(?:also )?", re.I),
     re.compile(r"(?:,\s*|\b(?:and|but) )not (?!only)[^,.;]{1,60}(?:,|(?=\.|$))", re.I),
     re.compile(r",? ?\b(?:instead of|rather than|unlike|as opposed to) [^,.;]{1,60}(?:,|(?=\.|$))", re.I),
@@ -135,9 +134,9 @@ _BULLET = re.compile(r"(?m)^[ \t]*(?:[*•-]|\d{1,2}[.)])[ \t]+\**([^\n:*–—(
 
 
 def commitment(reply: str, judging: bool) -> str:
-    """The part of a reply to which it commits; a list as its items, without what is said of each.
+    """The part of a reply that it commits to. A bulleted list is reduced to its items, without their explanations.
 
-    judging: "right" and "false" are answers here.
+    judging: "right" and "false" are valid answers.
     """
     final = final_answer(reply)
     if final.marked and final.whole and not final.text:
@@ -146,17 +145,17 @@ def commitment(reply: str, judging: bool) -> str:
     if final.marked and final.text.strip(" *_.\n") and (judging or not _JUDGEMENT.match(final.text)):
         text = final.text
     elif retractions := list(RETRACTED.finditer(reply)):
-        taken_back = retractions[-1]
-        after = reply[taken_back.end() :]
-        if taken_back.group()[-1] not in ",.!: ":  # `that is wrong, ...`: behind the clause
+        retraction = retractions[-1]
+        after = reply[retraction.end() :]
+        if retraction.group()[-1] not in ",.!: ":  # `that is wrong, ...`: after the clause
             after = re.split(r"[.,!:?\n]", after.rstrip(" \n.,!:?*_"), maxsplit=1)[-1]
-        if re.search(r"\w\w", after) and (not judging or re.search(r"\w", reply[: taken_back.start()])):
+        if re.search(r"\w\w", after) and (not judging or re.search(r"\w", reply[: retraction.start()])):
             text = after
     items = _BULLET.findall(text)
     return ", ".join(item.strip() for item in items) if len(items) > 1 else text
 
 
-# A question without its mark: `Is it Paris`, `파리인가요`.
+# A question without a question mark: `Is it Paris`, `파리인가요`.
 _ASKING = re.compile(
     r"^(?:is|are|was|were|do|does|did|can|could|would|will|should|has|have|had)\s+(?:it|he|she|they|we|the|an?|this|that)\b"
     r"|(?:인가|인가요|나요|[을를일할]까요?|입니까|습니까)$",
@@ -165,7 +164,7 @@ _ASKING = re.compile(
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a normal text that may state something."""
+    """The sentences of a text in normal form that can state something."""
     parts = [*_END.split(text), ""]
     said = [part for part, end in zip(parts[::2], parts[1::2], strict=True) if "?" not in end and "？" not in end]
     said = [part for part in said if not _ASKING.search(part.strip(" \t.,:;!-"))]
@@ -173,9 +172,9 @@ def sentences(text: str) -> list[str]:
 
 
 def clauses(sentence: str) -> list[str]:
-    """The clauses of a sentence to which it commits. A circumstance at its beginning goes to its end."""
+    """The clauses that a sentence commits to. An adverbial phrase at its start moves to its end."""
     sentence = sentence.strip()
-    for aside in _BESIDE_THE_POINT:
+    for aside in _ASIDES:
         sentence = aside.sub(" ", sentence)
     sentence = _BUT.split(_BUT_KOREAN.split(sentence)[-1])[-1].strip()
     first, comma, rest = sentence.partition(",")
@@ -212,12 +211,12 @@ _REQUEST = re.compile(r"\b(?:can|could|would|will) you\b|do you know|알려|말�
 
 
 def asks_whether(question: str) -> bool:
-    """Whether a question asks for yes or no."""
+    """Whether a question is a yes-no question."""
     return bool(not ASKS_WHAT.search(question) and not _REQUEST.search(question) and _ASKS_WHETHER.search(question))
 
 
 def polarity(text: str) -> bool | None:
-    """Whether a text says yes or no, at its beginning or as its conclusion; None where it says neither or both."""
+    """Whether a text says yes or no, at its start or as its conclusion; None if it says neither or both."""
     if re.search(r"\byes (?:and|or) no\b", text, re.I):
         return None
     if conclusion := CONCLUDES.search(text):

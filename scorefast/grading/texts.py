@@ -1,14 +1,15 @@
 """The grader of short texts and sentences, English and Korean: right, wrong, or unsure. Imports no torch.
 
-1. Key: the words of the reference that the question does not say already (`keys`).
-2. Only what a reply commits to counts (`statements`): its clauses without questions, hearsay, concessions, contrasts.
-3. A clause states the key if it has the key, and every other word in it comes from the question, the reference or a
-   neutral list, belongs to the name, or stands behind the key in a detail ("in 1889", "which is ...").
-4. Right: one clause states the key, and none offers another answer.
-5. Wrong: denied ("not K"), one of several ("K or W", "maybe K", "K. W."), refused, empty, another answer.
-6. A question for yes or no: by what the reply says of it.
-7. Unsure, which counts as wrong: everything else. It scores the share of the key's words that one clause has, times 0.5
-   where unknown words stand beside them.
+1. The key is the words of the reference that the question does not contain (`keys`).
+2. Only what a reply commits to counts (`statements`): clauses without questions, hearsay, concessions and contrasts.
+3. A clause states the key if it has the key and no unknown word. Known words come from the question, the reference or a
+   list of neutral words, belong to the name, or follow the key in a detail ("in 1889", "which is ...").
+4. Right: one clause states the key, and no clause offers another answer.
+5. Wrong: the key is denied ("not K") or one of several ("K or W", "maybe K", "K. W."); or the reply refuses, is empty
+   or gives another answer.
+6. A yes-no question is graded by the polarity of the reply.
+7. Unsure, which counts as wrong: everything else. The score is the share of the key's words in one clause, times 0.5
+   if the clause has unknown words.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from scorefast.grading.vocabulary import (
     JOINS,
     LINKS,
     NAME_PARTICLES,
-    OF_OTHERS,
+    OTHER_ANSWER,
     PREPOSITIONS,
     PRONOUNS,
     REASONS,
@@ -48,9 +49,9 @@ from scorefast.grading.vocabulary import (
 )
 from scorefast.grading.words import CLASSES, TITLES, Word, ends_as_verb, normal, words
 
-BRACKETS = 20  # of a reply are looked into
-LOOKED_AT = 2_000  # of a longer text only so many last characters count
-_UNSURE, _BESIDE = 0.99, 0.5
+MAX_BRACKETS = 20  # of a reply that are examined
+MAX_CHARACTERS = 2_000  # only the last ones of a longer text count
+_UNSURE, _UNKNOWN_WORDS = 0.99, 0.5  # factors of the score
 _EDGES = " \n.*_\"'"
 
 _RELATED = re.compile(r"(?:which|who|that) ", re.I)
@@ -58,10 +59,10 @@ _BRACKET = re.compile(r"[(\[]([^()\[\]]{1,200})[)\]]")
 
 
 def _without_brackets(text: str, key: Key) -> str:
-    """A bracket explains and is dropped. But a second candidate stays, behind a comma; and the key in another script
-    takes the place of the name that it explains."""
+    """Drop brackets, which explain. A second candidate stays, after a comma; the key in another script replaces the
+    name before it."""
     out, done = "", 0
-    for match in islice(_BRACKET.finditer(text), BRACKETS):
+    for match in islice(_BRACKET.finditer(text), MAX_BRACKETS):
         out, done, inside = out + text[done : match.start()], match.end(), match[1]
         said, line = words(normal(inside)), out.rstrip().rpartition("\n")[2][-80:]
         before = line.split()[-7:]
@@ -76,7 +77,7 @@ def _without_brackets(text: str, key: Key) -> str:
 
 
 def _is_candidate(said: tuple[Word, ...], inside: str, before: list[str], key: Key) -> bool:
-    """Whether what stands in a bracket may be another answer: a short name in the same script that is not the key."""
+    """Whether a bracket may contain another answer: a short name in the same script that is not the key."""
     if len(said) > 4 or found(said, key) is not None or all(map(key.knows, said)):
         return False
     if re.fullmatch("[A-Z]{2,6}", inside) and inside in "".join(word[0] for word in before if word[0].isupper()):
@@ -89,7 +90,7 @@ def _is_candidate(said: tuple[Word, ...], inside: str, before: list[str], key: K
 
 
 def _is_conversion(before: list[str], inside: str) -> bool:
-    """`100°C (212°F)`, `42km (26 miles)`: the same in other units."""
+    """`100°C (212°F)`, `42km (26 miles)`: the same quantity in another unit."""
     units = [
         {form for w in words(normal(text)) for form in w.forms if form in UNITS} for text in ("".join(before), inside)
     ]
@@ -98,7 +99,7 @@ def _is_conversion(before: list[str], inside: str) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Clause:
-    """at: positions of the key's words, empty where they are not all there. unknown: of words of no known source."""
+    """at: positions of the key's words, empty if any is missing. unknown: positions of unknown words."""
 
     text: str
     words: tuple[Word, ...]
@@ -111,8 +112,11 @@ class Clause:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one clause says of the key. share: of the key's words, in it. words: those that speak against it. tail: they
-    stand behind the key."""
+    """What one clause says about the key.
+
+    kind "beside": it has the key and unknown words. share: the share of the key's words in it. words: the words against
+    the key. tail: they follow the key.
+    """
 
     kind: Literal["states", "denied", "another", "beside", "refused", "nothing"]
     share: float = 0.0
@@ -131,7 +135,7 @@ def _parsed(text: str, key: Key) -> Clause:
 
 
 def _behind_topic(said: tuple[Word, ...]) -> tuple[Word, ...]:
-    """Of a reply in another language than the question, whose words are not recognized in it."""
+    """The words after the topic, for a reply in another language than the question."""
     for i, word in enumerate(said[:-1]):
         if word.text[-1] in "은는" if word.korean else word.text in ("is", "are", "was", "were", "has"):
             return said[i + 1 :]
@@ -158,7 +162,7 @@ def _judged(text: str, key: Key) -> Verdict:
 
 
 def _offers_another(clause: Clause, key: Key) -> bool:
-    """Whether a clause without the key offers something else for it."""
+    """Whether a clause without the key offers another answer."""
     said, unknown = clause.words, clause.unknown
     if not unknown:  # a number alone is another answer even if the question names it
         content = content_of(said)
@@ -182,7 +186,7 @@ def _offers_another(clause: Clause, key: Key) -> bool:
 
 
 def _weighed(clause: Clause, key: Key) -> Verdict:
-    """Of a clause that has the key: whether the unknown words in it speak for another answer."""
+    """The verdict on a clause that has the key, by its unknown words."""
     said, last = clause.words, clause.at[-1]
     repeated = [i for i, word in enumerate(said) if i > last and any(asked == word for asked in key.asked)]
     end = repeated[-1] if repeated else last
@@ -198,8 +202,11 @@ def _weighed(clause: Clause, key: Key) -> Verdict:
 
 
 def _is_rival(odd: list[int], end: int, clause: Clause, key: Key) -> bool:
-    """Whether unknown words are a second answer: a name or a number where the key is one, listed with the key, or in a
-    clause that repeats nothing of the question."""
+    """Whether unknown words are a second answer.
+
+    They are if they are a name or a number like the key, are listed with the key, or if the clause repeats nothing of
+    the question.
+    """
     said = clause.words
     if key.asked and not any(asked == word for word in said for asked in key.asked):
         return True
@@ -220,7 +227,7 @@ def _is_title(i: int, clause: Clause) -> bool:
 
 
 def _belongs_to_name(i: int, clause: Clause, key: Key) -> bool:
-    """An unknown word that is a part of the key's name, or says what kind of thing the key is."""
+    """Whether an unknown word is part of the key's name, or names the class of the key."""
     said, word, first, last = clause.words, clause.words[i], clause.at[0], clause.at[-1]
     if _is_title(i, clause):
         return True
@@ -237,7 +244,7 @@ def _belongs_to_name(i: int, clause: Clause, key: Key) -> bool:
 
 
 def _are_of_question(inside: list[int], clause: Clause, key: Key) -> bool:
-    """Whether unknown words repeat the question in other words: `The first person to walk on the moon was ...`, `It was
+    """Whether unknown words paraphrase the question: `The first person to walk on the moon was ...`, `It was
     composed by ...`, `Brazil hosted the Games in 2016`, `대한민국의 항구 도시`."""
     said, first, last = clause.words, clause.at[0], clause.at[-1]
     if len(inside) == 1 and inside[0] > last:
@@ -257,7 +264,7 @@ def _are_of_question(inside: list[int], clause: Clause, key: Key) -> bool:
 
 
 def _closes_korean(i: int, clause: Clause) -> bool:
-    """The verb behind the key, `겨울잠을 잡니다`; what kind of place it is, `제주도에 있는 산으로`."""
+    """Whether a word is the verb after the key, `겨울잠을 잡니다`, or the class of a place, `제주도에 있는 산으로`."""
     said, last = clause.words, clause.at[-1]
     if not said[i].korean or not all(word.neutral for word in said[i + 1 :]):
         return False
@@ -272,27 +279,27 @@ _WITH = re.compile(r"with (?:an?|the|its|his|her|their|about|over|around|nearly|
 
 
 def _is_detail(end: int, clause: Clause, key: Key) -> bool:
-    """Whether what follows the key adds to it: each part up to a comma begins as a detail does."""
+    """Whether the words after the key are details: every part between commas starts like a detail."""
     before = clause.words[: end + 1]
-    told = before[0].text.lower() in PRONOUNS or any(asked == word for word in before for asked in key.asked)
+    is_sentence = before[0].text.lower() in PRONOUNS or any(asked == word for word in before for asked in key.asked)
     parts: list[list[Word]] = [[]]
     for word in clause.words[end + 1 :]:
         if word.text == ",":
             parts.append([])
         else:
             parts[-1].append(word)
-    return all(all(map(key.knows, part)) or _adds(part, told, key) for part in parts)
+    return all(all(map(key.knows, part)) or _is_addition(part, is_sentence, key) for part in parts)
 
 
-def _adds(part: list[Word], told: bool, key: Key) -> bool:
-    """told: the clause is a sentence about the question, and not the key alone."""
+def _is_addition(part: list[Word], is_sentence: bool, key: Key) -> bool:
+    """is_sentence: the clause is a sentence about the question, not the key alone."""
     if len(part) > 1 and part[0].text in _OBJECTS:  # composed it in 1801
         part = part[1:]
     if len(part) > 2 and part[0].numeric:  # 4 years after
         part = part[2:]
     begins = part[0].text if part[0].text.isupper() else part[0].text.lower()
     text = " ".join(word.text for word in part)
-    if any(word.text in OF_OTHERS for word in part):
+    if any(word.text in OTHER_ANSWER for word in part):
         return False
     if begins in REASONS:
         then = next((word for word in part[1:] if word.text not in ARTICLES), part[0])
@@ -301,19 +308,19 @@ def _adds(part: list[Word], told: bool, key: Key) -> bool:
         said = [word for word in part[2:] if word.text not in ARTICLES | NAME_PARTICLES]
         return part[1:] != [] and (part[1].text not in COPULAS or any(map(key.knows, said)))
     if begins in PREPOSITIONS:
-        return told or any(word.numeric for word in part)
+        return is_sentence or any(word.numeric for word in part)
     return _WITH.match(text) is not None or (key.named and _APPOSITION.match(text) is not None)
 
 
 def grade_text(reply: str, reference: str, question: str | None = None) -> Grade:
-    """Right, wrong or unsure, with the reason in a few words; the best over the readings of the reference."""
-    keys = keys_of(reference[-LOOKED_AT:], (question or "")[-LOOKED_AT:])
-    if not keys[0].words:  # signs alone
+    """Right, wrong or unsure, with the reason. Takes the best grade over the readings of the reference."""
+    keys = keys_of(reference[-MAX_CHARACTERS:], (question or "")[-MAX_CHARACTERS:])
+    if not keys[0].words:  # only signs
         same = reply.strip() == reference.strip()
         return Grade(same, float(same), reply.strip()[:60], "the same signs" if same else "other signs")
     if not re.search(r"\w", reply):
         return Grade(False, 0.0, reason="empty")
-    text = commitment(reply, judging=keys[0].yes is not None)[-LOOKED_AT:]
+    text = commitment(reply, judging=keys[0].yes is not None)[-MAX_CHARACTERS:]
     text = re.sub(r"[^\S\n]+", " ", unlatexed(text) if "\\" in text else text)
     if text.strip(_EDGES).casefold() == reference.strip(_EDGES).casefold():
         return Grade(True, 1.0, keys[0].text, "equals the reference")
@@ -321,10 +328,10 @@ def grade_text(reply: str, reference: str, question: str | None = None) -> Grade
 
 
 def other_unit(reply: str, reference: str) -> str:
-    """The unit that a reply gives the reference's number instead of the reference's own; empty where it does not."""
+    """The differing unit that a reply gives the reference's number; "" if the units agree or one is missing."""
     if not _UNIT_BEHIND.search(reference):
         return ""
-    own, said = _units(reference[-LOOKED_AT:]), _units(commitment(reply, judging=False)[-LOOKED_AT:])
+    own, said = _units(reference[-MAX_CHARACTERS:]), _units(commitment(reply, judging=False)[-MAX_CHARACTERS:])
     others = [
         said[number] - units for number, units in own.items() if units and units.isdisjoint(said.get(number, units))
     ]
@@ -335,7 +342,7 @@ _UNIT_BEHIND = re.compile(r"\d\s?[A-Za-z가-힣°]")
 
 
 def _units(text: str) -> dict[str, set[str]]:
-    """Of each number of a text, the units behind it that are known."""
+    """The known units after each number of a text."""
     found: dict[str, set[str]] = {}
     for number, unit in pairwise(words(normal(text))):
         if number.numeric:
@@ -353,10 +360,10 @@ def _graded(text: str, key: Key) -> Grade:
 
 
 def _folded(verdicts: list[Verdict], key: Key) -> Grade:
-    """One grade of all clauses."""
+    """Combine the verdicts of all clauses into one grade."""
     first: dict[str, Verdict] = {}
     for verdict in verdicts:
-        more = verdict.tail and "states" in first  # about what was stated
+        more = verdict.tail and "states" in first  # more about the stated key
         if not more:
             first.setdefault(verdict.kind, verdict)
     if denied := first.get("denied"):
@@ -368,7 +375,7 @@ def _folded(verdicts: list[Verdict], key: Key) -> Grade:
     beside = first.get("beside")
     if "states" in first and not beside:
         return Grade(True, 1.0, key.text, f'states "{key.text}"')
-    score = _UNSURE * max((v.share * (_BESIDE if v.words else 1) for v in verdicts), default=0.0)
+    score = _UNSURE * max((v.share * (_UNKNOWN_WORDS if v.words else 1) for v in verdicts), default=0.0)
     if beside:
         return Grade(False, score, key.text, f'unknown words beside it: "{beside.words}"', unsure=True)
     return Grade(False, score, reason=f'does not state "{key.text}"', unsure=True)
@@ -388,8 +395,10 @@ def _yes_or_no(said: list[str], key: Key) -> Grade:
 
 
 def _contradicts(said: tuple[Word, ...], text: str, key: Key) -> bool:
-    """`Yes, a whale is not a mammal`: yes, and then the question's own words with the opposite negation. What follows a
-    no may be the correction."""
+    """Whether a yes is followed by the question's own words with the opposite negation: `Yes, a whale is not a mammal`.
+
+    What follows a no may be the correction.
+    """
     repeated = sum(any(asked == word for word in said) for asked in key.asked)
     if not key.asked or repeated < 0.6 * len(key.asked):
         return False
@@ -399,8 +408,8 @@ def _contradicts(said: tuple[Word, ...], text: str, key: Key) -> bool:
 
 
 def _answer(text: str, key: Key) -> bool | None:
-    """Whether a sentence says yes or no to the question; None where it says neither."""
-    text = re.split(r"(?<=아니라)|(?<=아니고)|,? but ", text)[0]  # not what it says instead
+    """Whether a sentence answers the question with yes or no; None if with neither."""
+    text = re.split(r"(?<=아니라)|(?<=아니고)|,? but ", text)[0]  # without the alternative it gives
     said = words(text)
     content = [word for word in content_of(said) if polarity(word.text) is None]
     answer = polarity(text)

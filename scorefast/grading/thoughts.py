@@ -1,18 +1,18 @@
-"""Thoughts in a model's replies: their tags, and what is said after them. Pure functions of text; imports no torch."""
+"""Split a model's reply into its thoughts and the answer after them. Pure functions of text. Imports no torch."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
 
-# What opens and closes a model's thoughts, where its template or its replies show one of these.
+# Known opening and closing tags of thoughts.
 TAGS: tuple[tuple[str, str], ...] = (
     *((f"<{name}>", f"</{name}>") for name in ("think", "thinking", "thought", "thoughts", "reasoning", "seed:think")),
     *(("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"), ("<|inner_prefix|>", "<|inner_suffix|>")),
     *(("<|begin_of_thought|>", "<|end_of_thought|>"), ("<|START_THINKING|>", "<|END_THINKING|>")),
     *(("<|channel>thought", "<channel|>"), ("<unused94>thought", "<unused95>")),
 )
-# Harmony's thoughts are messages of their own.
+# In Harmony, thoughts are separate messages.
 THOUGHTS = (
     *TAGS,
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
@@ -26,10 +26,10 @@ _CONTROL = re.compile(r"\s*<\|(?:return|end|im_end|end_of_text|eot_id|START_RESP
 def split_thoughts(
     text: str, tags: tuple[tuple[str, str], ...] = THOUGHTS, *, opened: bool = False
 ) -> tuple[str, str | None]:
-    """(the thoughts, what is said after the last of them): what is said is None where a thought never closes.
+    """(The thoughts, the text after the last of them). The text is None if a thought never closes.
 
-    tags: pairs of what opens a thought and what closes it, in any case. opened: the text begins inside a thought, as
-    does one with a closing tag alone.
+    tags: pairs of opening and closing tags, in any case. opened: the text begins inside a thought. A text with only a
+    closing tag does too.
     """
     if text.startswith("analysis") and (harmony := _HARMONY.match(text)):
         return text[: harmony.end()], text[harmony.end() :].strip()
@@ -44,7 +44,7 @@ def split_thoughts(
 
 
 def without_thoughts(text: str) -> str | None:
-    """What is said after the last thought of a text; None where one never closes, so that there is no answer."""
+    """The text after the last thought; None if a thought never closes, so that there is no answer."""
     return split_thoughts(text)[1]
 
 
@@ -52,7 +52,7 @@ def without_thoughts(text: str) -> str | None:
 def _patterns(
     tags: tuple[tuple[str, str], ...],
 ) -> tuple[list[tuple[str, re.Pattern[str]]], re.Pattern[str], re.Pattern[str]]:
-    """How tags start, found fast: a letter, and a pattern of two; patterns of what opens and what closes a thought."""
+    """(First characters of tags with patterns of the first two for a cheap search, opening and closing patterns)."""
     seconds: dict[str, str] = {}
     for side in (side for tag in tags for side in tag):
         seconds[side[0]] = seconds.get(side[0], "") + re.escape(side[1:2].lower() + side[1:2].upper())

@@ -7,7 +7,7 @@ def listed(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Words that state nothing by themselves: beside an answer they make no other answer.
+# Words that state nothing by themselves, so they make no other answer beside an answer.
 FUNCTION = """
 or either maybe perhaps possibly a an the this that these those such it its it's they them their there here he him
 his she her we us our you your i my me of in on at by to for from with within into onto upon during near across
@@ -36,7 +36,7 @@ well-known modern beautiful year years old long high time place world way part p
 있~ 없는~ 이~ 되~ 하~ 알려지~ 알려~ 불리~ 부르~ 말하~ 뜻하~ 위치하~ 생각하~ 속하~ 유명하~ 가능하~ 보~ 여기~ 여겨지~
 나타내~ 의미하~ 확인하~ 검토하~ 맞~ 같~ 대표하~ 해당하~ 아시~ 아니~ 않~ 없~ 못하~
 """
-# What an answer may be called: `the city of Paris`, `the planet Mars`, `Homer is the author of it`.
+# Classes of things that an answer may name: `the city of Paris`, `the planet Mars`, `Homer is the author of it`.
 CLASSES = """
 capital city country nation state continent island town river ocean sea lake mountain desert planet star moon animal
 mammal bird fish insect plant tree flower fruit vegetable element metal gas liquid mineral organ bone color colour
@@ -49,7 +49,7 @@ number
 화폐 기호 악기 운동 명절 작가 시인 소설가 화가 작곡가 과학자 발명가 음식 작품 책 소설 곡 영화 왕 장군 대통령 수도 절
 사찰 궁궐
 """
-# Of these a name does not need to have any; and of the places none that ends it.
+# Optional parts of a name; PLACES are optional at its end.
 TITLES = """
 dr mr mrs ms sir lady lord prof professor saint st jr sr president king queen emperor general captain mount mt river
 lake
@@ -59,7 +59,7 @@ PLACES = listed("city river ocean desert mountain lake island sea")
 # 이순신 장군 and 이순신, 에베레스트산 and 에베레스트.
 SUFFIXES = "산 강 시 도 군 섬 역 사 특별시 광역시 대왕 장군 대통령 왕 여왕 박사 선생 선생님 님 씨 색"
 
-# Irregular verbs and plurals, spellings, short forms, Korean colours: the first of a group stands for all.
+# Irregular verbs and plurals, spellings, short forms, Korean colours. The first word of a group represents it.
 SAME = """
 write wrote written; give gave given; build built; know knew known; become became; take took taken
 begin began begun; grow grew grown; eat ate eaten; speak spoke spoken; sing sang sung; win won; lead led; hold held
@@ -81,7 +81,7 @@ ad advertisement; car automobile; photo photograph; maths math mathematics; jr j
 mt mount; 대한민국 한국; 파랑 파란색 파랑색 푸른색; 빨강 빨간색 빨강색 붉은색; 노랑 노란색 노랑색; 초록 초록색 녹색
 하양 하얀색 흰색; 검정 검은색 검정색; 주황 주황색; 보라 보라색; 분홍 분홍색
 """
-UNITS = {  # by the form that stands for all
+UNITS = {  # representative form: other forms
     "km": "kilometer kilometre 킬로미터",
     "m": "meter metre 미터",
     "cm": "centimeter centimetre 센티미터",
@@ -107,9 +107,9 @@ UNITS = {  # by the form that stands for all
     "celsius": "centigrade 섭씨",
     "fahrenheit": "화씨",
 }
-# Behind a number these do not matter.
+# Ignored after a number.
 COUNTERS = listed("개 명 마리 가지 번 사람 대 권 자루 장 그루 송이 분 piece time")
-# Before these a Korean number word is one.
+# Korean number words count as numbers only before these.
 COUNTED = (
     "개월 개 명 사람 마리 살 세 달 시간 시 분 초 권 장 번째 번 가지 자루 대 병 잔 송이 그루 방 년 일 주"
     " 킬로미터 미터 센티미터 킬로그램 그램 원 도 층 팀 학년 쪽 리터 가락 줄 칸 켤레 박 세기 종류 곳 군데 km cm kg m g"
@@ -174,4 +174,4 @@ PREPOSITIONS = listed(
 )
 REASONS = listed("because since when while")
 RELATIVES = listed("which who whose where that")
-OF_OTHERS = listed("now instead actually answer right correct")  # in a detail: that something else is the answer
+OTHER_ANSWER = listed("now instead actually answer right correct")  # in a detail: the answer is something else

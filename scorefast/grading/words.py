@@ -1,8 +1,8 @@
-"""The words of a text in a normal form: what makes two words the same word, in English and Korean. Imports no torch.
+"""Normalize the words of English and Korean texts for comparison. Imports no torch.
 
-`words` writes dates, times and numbers one way, then gives each word its forms. Two words are the same if they share a
-form: kilometres and km, wrote and written, theatre and theater, 일어납니다 and 일어난다. What looks like a Korean
-particle may belong to the noun (나이, 사과). So a stem of one syllable is a `weak` form: it equals a whole word only.
+`normal` writes dates, times and numbers one way, then `words` gives each word its forms. Two words are the same if they
+share a form: kilometres and km, wrote and written, theatre and theater, 일어납니다 and 일어난다. An apparent Korean
+particle may belong to the noun (나이, 사과), so a stem of one syllable is a `weak` form, which equals only whole words.
 """
 
 from __future__ import annotations
@@ -79,17 +79,17 @@ _MYRIADS = re.compile(r"(?<![\d.])(?:\d[\d,]{0,15}(?:\.\d+)? ?[천백]?[조억�
 _SIGNS, _TAG = re.compile("[<>|→⇒]"), re.compile(r"</?[A-Za-z]{1,10}/?>")
 _ARROW = re.compile(r"(?<=\w) ?(?:[-=]?>|[|→⇒]) ?(?=[^\W\d])")
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "−": "-", "–": " - ", "—": " - ", "·": ",", "、": ","})
-# A particle behind a number or a Latin word; 도, 일 and 만 are also units.
+# A particle after a number or a Latin word; 도, 일 and 만 are also units.
 _ATTACHED = re.compile(
     rf"(?<=[A-Za-z0-9%°])(?!(?:도|일|만|인)(?![가-힣]))(?:{_alternatives(PARTICLES.split())})(?![가-힣])"
 )
-# Initials and what follows them; but the end of a sentence in `It is vitamin C. It is in fruit`.
+# Initials with the next word; not the end of a sentence as in `It is vitamin C. It is in fruit`.
 _STARTERS = "It|The|This|That|These|He|She|They|We|You|In|But|So|No|Wait|And|A|An|There|What|Its|His|Her|I"
 _DOTTED = re.compile(rf"\b(?:[A-Z]\. ?)+(?! ?(?:{_STARTERS})\b)(?=(?P<name>[A-Z][a-z])?)")
 
 
 def normal(text: str) -> str:
-    """The text without markup and symbols, each date, time and number written one way."""
+    """The text without markup and symbols, with dates, times and numbers in a normal form."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).translate(_QUOTES)
     if text.isupper() and " " in text and len(text) > 20:
@@ -130,7 +130,7 @@ def _numbers(text: str) -> str:
 
 
 def in_digits(text: str) -> str:
-    """The text with its number words, English and Korean, in digits."""
+    """The text with its English and Korean number words in digits."""
     if "one" in text:
         text = _NO_NUMBER.sub("someone", text)
     text = _ENGLISH.sub(_english, text)
@@ -206,14 +206,14 @@ def _time(match: re.Match[str]) -> str:
 
 
 def _gap(match: re.Match[str]) -> str:
-    """A space, but before a Korean particle."""
+    """A space, or "" before a Korean particle."""
     return "" if "가" <= match.string[match.end() : match.end() + 1] <= "힣" else " "
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """text: as written in the normal form. forms, weak: see above. name: begins with a capital. neutral: states
-    nothing by itself. sound: how a word of one script would begin and go on in the other."""
+    """text: as in the normal form. forms, weak: see the module. name: begins with a capital. neutral: states nothing by
+    itself. sound: a transliteration key that compares Latin and Korean spellings of a name."""
 
     text: str
     forms: frozenset[str]
@@ -235,13 +235,13 @@ class Word:
         return not (self.forms.isdisjoint(forms) and self.weak.isdisjoint(forms))
 
     def sounds_like(self, other: Word) -> bool:
-        """Whether a name of one script is this word in the other."""
+        """Whether a name in one script is this word in the other."""
         return (
             self.sound != "" and self.sound == other.sound and self.korean != other.korean and (self.name or other.name)
         )
 
     def whole(self) -> Word:
-        """Of a date, the word that only the same date equals."""
+        """A word that equals only the same date, if this is a date."""
         return Word(self.text, frozenset({self.text})) if self.text.startswith("date:") else self
 
     @property
@@ -282,14 +282,14 @@ def word(text: str) -> Word:
 
 
 def _date_forms(text: str) -> set[str]:
-    """A date states its parts: 20 July 1969 is also 20 July, July 1969 and 1969."""
+    """A date also states its parts: 20 July 1969 is also 20 July, July 1969 and 1969."""
     year, month, *day = text[5:].split("-")
     forms = {text, f"date:-{month}-{day[0]}"} if day else {text}
     return forms | ({f"date:{year}-{month}", year} if year else set())
 
 
 def _time_forms(text: str) -> set[str]:
-    """9:10 may be 9:10 a.m. or p.m., and 21:10 is the latter; but 9:10 is not 21:10."""
+    """9:10 equals 9:10 a.m. and 9:10 p.m., and 21:10 equals 9:10 p.m.; 9:10 does not equal 21:10."""
     hour, minute = int(text[5:].split(":")[0]), text[:-1].split(":")[2] if text[-1] in "ap" else text.split(":")[2]
     clock = f"{hour % 12}:{minute}"
     if text[-1] in "ap":
@@ -342,7 +342,7 @@ _CLOSING = str.maketrans("ㄴㄹㅂㅆ", "ᆫᆯᆸᆻ")
 _ENDING = re.compile(
     f"(.+?)(?:{_alternatives(unicodedata.normalize('NFD', e.translate(_CLOSING)) for e in ENDINGS.split())})"
 )
-# Vowels that an ending has drawn together: 해 하, 돼 되, 려 리, 떠 뜨, 와 오, 워 우.
+# Vowels contracted with an ending: 해 하, 돼 되, 려 리, 떠 뜨, 와 오, 워 우.
 _CONTRACTED = [
     tuple(unicodedata.normalize("NFD", s)[1:] for s in pair) for pair in ("돼되", "려리", "떠뜨", "와오", "워우")
 ]
@@ -367,13 +367,15 @@ def _korean_word(text: str) -> Word:
 
 
 def _verbs(text: str) -> set[str]:
-    """Stems that a verb may have, with `~`: 일어나~ for 일어납니다 and 일어난다. None of a word that ends otherwise.
-    The ㄹ of 만들다, which 만든 drops, and the 시 of respect are left out."""
+    """Possible stems of a verb, with `~`: 일어나~ for 일어납니다 and 일어난다. Empty for a word without a verb ending.
+
+    The ㄹ of 만들다, which 만든 drops, and the honorific 시 are left out.
+    """
     spelled = unicodedata.normalize("NFD", text)
     match = _ENDING.fullmatch(spelled)
     if not match and not spelled.endswith(tuple(short for short, _ in _CONTRACTED)):
         return set()
-    stem = (match[1] if match else spelled).removesuffix("ᆯ")  # 이루어져 has no ending of its own
+    stem = (match[1] if match else spelled).removesuffix("ᆯ")  # 이루어져 has no separate ending
     stems = {stem, unicodedata.normalize("NFD", text.removesuffix("요"))} if text.endswith("요") else {stem}
     stems |= {stem.removesuffix(short) + long for short, long in _CONTRACTED if stem.endswith(short)}
     composed = {unicodedata.normalize("NFC", s) for s in stems}
@@ -381,7 +383,7 @@ def _verbs(text: str) -> set[str]:
 
 
 def ends_as_verb(word: Word) -> bool:
-    """있습니다, 먹는다; not 파리입니다, 파리다, which name something."""
+    """True for 있습니다 and 먹는다; False for 파리입니다 and 파리다, a noun with the copula."""
     copula = re.search(r"(?:입니다|이다|이에요|예요|였다|이었다|였습니다|이었습니다|이야|이요|이죠)$", word.text)
     return not copula and re.search(r"(?:[습합됩]니다|[가-힣]니다|다|요|죠)$", word.text) is not None
 
@@ -407,7 +409,7 @@ def _korean_sound(text: str) -> str:
 
 
 def _sound(spelled: str) -> str:
-    """The first vowel, whether it begins the word, and the consonants, two at least: 베를린 and Berlin are `e:prn`."""
+    """The first vowel, `a` if it starts the word, and two or more consonants: 베를린 and Berlin are `e:prn`."""
     vowel, consonants = re.search("[aeiou]", spelled), re.sub(r"(.)\1+", r"\1", re.sub("[aeiou]", "", spelled))
     if vowel is None or len(consonants) < 2:
         return ""
