@@ -298,12 +298,12 @@ class Stage1(Stage):
     )
     beta2: NonNegative = Field(
         default=0.1,
-        description="KL weight on the first attempt; a large one holds it near the original model.",
+        description="KL weight on the first attempt; a large weight keeps it close to the original model.",
     )
     first_attempt: Literal["data", "sampled"] = Field(
         default="data",
-        description="Where method: supervised takes first attempts from: original_answer of the data, or the model. "
-        "method: score ignores it.",
+        description="First attempts of method: supervised. data: original_answer of the data. sampled: the "
+        "model's own. method: score ignores it.",
     )
 
     @property
@@ -365,7 +365,8 @@ class Recipe(_Settings):
         default=Loss(), description="The implementation of the loss. All give the same value while skip is 0."
     )
     stage1: Stage1 = Field(
-        default=Stage1(), description="Stage I rewards the second attempt and holds the first near the original model."
+        default=Stage1(),
+        description="Stage I rewards the second attempt and keeps the first close to the original model.",
     )
     stage2: Stage2 = Field(
         default=Stage2(),

@@ -191,7 +191,7 @@ def test_where_the_columns_fit_two_layouts_the_choice_is_said_and_can_be_made(tm
         examples(tmp_path, {"question": "q", "Question": "other", "correct_answer": "a"}, notes=notes)[0].question
         == "q"
     )
-    assert "question, Question have one name; using question" in notes[0]
+    assert "question, Question match one column; using question" in notes[0]
 
 
 def test_a_column_of_a_layout_may_be_named(tmp_path):

@@ -31,7 +31,9 @@ def parquet_rows(path: Path, raw: BinaryIO) -> Iterator[Rows]:
             raise UserError(f"{path}: {header_problem(names)}")
         if any(_is_deep_type(field.type) for field in file.schema_arrow):
             raise UserError(f"{path}: a column is nested deeper than {MAX_DEPTH} levels")
-        require_plausible(path, "Parquet", stored, MAX_EXPANSION["Parquet"] * file.metadata.num_rows)  # a byte a row
+        require_plausible(
+            path, "Parquet", stored, MAX_EXPANSION["Parquet"] * file.metadata.num_rows
+        )  # at least a byte per row
         bytes_of_all = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
         rows = EXPANSION_FLOOR * file.metadata.num_rows // max(bytes_of_all, 1)
         yield from _batch_rows(path, file.iter_batches(batch_size=min(max(rows, 1), 1024)), stored)

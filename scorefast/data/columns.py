@@ -158,7 +158,7 @@ def find_preset(rows: Rows, settings: Data, note: Callable[[str], None] = lambda
         note(f"{file}: no answer ends in `#### n`: each whole answer is the reference (preset qa)")
     for name in fitting[chosen].needs:
         if len(alike := [column for column in here if normalized_name(column) == name]) > 1:
-            note(f"{file}: {listed(alike)} have one name; using {spelled[name]}")
+            note(f"{file}: {listed(alike)} match one column; using {spelled[name]}")
     if others and not named:
         note(
             f"{file}: using {', '.join(fitting[chosen].needs)} ({chosen}); the columns also fit {', '.join(others)} "

@@ -14,12 +14,14 @@ from scorefast.files.text import shortened
 
 NAME = re.compile(r"[\w.-]{1,200}")
 # Keys that are passed on to PEFT, each with a check of its value.
-HEEDED_KEYS: dict[str, Callable[[Any], bool]] = {
+SUPPORTED_KEYS: dict[str, Callable[[Any], bool]] = {
     "r": lambda v: type(v) is int and v > 0,
     "lora_alpha": lambda v: _is_number(v),
     "lora_dropout": lambda v: _is_number(v) and 0 <= v < 1,
     "target_modules": lambda v: isinstance(v, str) or _are_names(v),
-    "rank_pattern": lambda v: isinstance(v, dict) and _are_names([*v]) and all(HEEDED_KEYS["r"](r) for r in v.values()),
+    "rank_pattern": lambda v: (
+        isinstance(v, dict) and _are_names([*v]) and all(SUPPORTED_KEYS["r"](r) for r in v.values())
+    ),
     "alpha_pattern": lambda v: isinstance(v, dict) and _are_names([*v]) and all(map(_is_number, v.values())),
     "use_rslora": lambda v: isinstance(v, bool),
     "use_dora": lambda v: isinstance(v, bool),
@@ -46,15 +48,15 @@ def plain_lora(folder: Path) -> JsonObject:
     config = read_json(path)
     if config.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type is {shortened(repr(config.get('peft_type')), 100)}; expected LORA")
-    heeded: JsonObject = {"task_type": "CAUSAL_LM"}
+    supported: JsonObject = {"task_type": "CAUSAL_LM"}
     for key, value in config.items():
-        if key in HEEDED_KEYS and value is not None:
-            if not HEEDED_KEYS[key](value):
+        if key in SUPPORTED_KEYS and value is not None:
+            if not SUPPORTED_KEYS[key](value):
                 raise UserError(f"{path}: {key} is {shortened(repr(value), 100)}, which is not supported")
-            heeded[key] = value
+            supported[key] = value
         elif key not in IGNORED_KEYS and value and value not in HARMLESS.get(key, []):
             raise UserError(f"{path}: {shortened(key, 50)} is set, which is not supported")
-    if {"r", "lora_alpha", "target_modules"} - heeded.keys():
+    if {"r", "lora_alpha", "target_modules"} - supported.keys():
         raise UserError(f"{path}: expected r, lora_alpha and target_modules")
     if weights.is_file():
         shapes = _shapes(weights)
@@ -62,12 +64,12 @@ def plain_lora(folder: Path) -> JsonObject:
         if shared := sorted(m for m in modules if m.rpartition(".")[2] in ("lm_head", "embed_tokens")):
             raise UserError(f"{weights}: adapts {shared[0]}, which the trained model shares with the original")
         largest = max((n for shape in shapes.values() for n in shape), default=0)
-        if max([heeded["r"], *heeded.get("rank_pattern", {}).values()]) > largest:
+        if max([supported["r"], *supported.get("rank_pattern", {}).values()]) > largest:
             raise UserError(f"{path}: r or rank_pattern is larger than any matrix of {weights.name}")
-        pattern = isinstance(heeded["target_modules"], str) and heeded["target_modules"] != "all-linear"
+        pattern = isinstance(supported["target_modules"], str) and supported["target_modules"] != "all-linear"
         if pattern or any(config.get(key) for key in BY_LAYER):
-            heeded["target_modules"] = sorted(modules)
-    return heeded
+            supported["target_modules"] = sorted(modules)
+    return supported
 
 
 def _is_number(value: object) -> bool:

@@ -48,8 +48,8 @@ def grade(reply: str, reference: str, grader: GraderName = "auto", question: str
       math does, or a short text that states the number in words, as text does; it refuses another unit.
 
     Thoughts before the answer do not count; a thought that never closes leaves no answer. Sentences of `question` that
-    the reply repeats are not part of its answer. Score of a wrong reply: `text` gives the stated share of the
-    reference's words if unsure, else 0; the string graders give the better of rapidfuzz's edit and token-sort ratios.
+    the reply repeats are not part of its answer. Score of a wrong reply: text gives the stated share of the reference's
+    words if unsure, else 0; math, exact and contains give the better of rapidfuzz's edit and token-sort ratios.
     """
     said, right = without_thoughts(reply), without_thoughts(reference)
     if said is None or right is None:

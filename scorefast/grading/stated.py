@@ -120,8 +120,8 @@ def number_or_reason(reply: str) -> Number | str:
     final = final_answer(reply)
     text = plain(final.text)
     if final.marked:
-        if numbers := _asserted(text):
-            return _settled(text, numbers, _after_equals(text, numbers), complete=final.whole)
+        if numbers := _asserted_numbers(text):
+            return _resolve(text, numbers, _after_equals(text, numbers), complete=final.whole)
         if final.whole or NUMBER.search(text):
             return _why_none(text)  # a marked answer without a number, or with a denied one
         text = plain(reply[-MAX_CHARACTERS:])
@@ -130,7 +130,7 @@ def number_or_reason(reply: str) -> Number | str:
         MAX_CHARACTERS,
     ):  # most replies need no full search: the last statement is at the end
         tail = text[text.find("\n", max(len(text) - size, 0)) + 1 :] if len(text) > size else text
-        numbers = _asserted(tail)
+        numbers = _asserted_numbers(tail)
         if len(numbers) > 3 or len(tail) == len(text):
             break
     if not numbers:
@@ -141,7 +141,7 @@ def number_or_reason(reply: str) -> Number | str:
         return "denied later"  # `... = 12, so it is fewer than 12`
     ends = "(" in tail[-200:] and tail[-20:].rstrip(" \n.*_").endswith(")")  # `12 apples (3 boxes of 4)`
     explained = (i for i, m in enumerate(numbers[:-2]) if ends and _EXPLAINED.fullmatch(tail, m.end()))
-    return _settled(tail, numbers, next(explained, len(numbers) - 1))
+    return _resolve(tail, numbers, next(explained, len(numbers) - 1))
 
 
 def _why_none(text: str) -> str:
@@ -151,7 +151,7 @@ def _why_none(text: str) -> str:
     return "asked, not stated" if _is_asked(text, found[-1]) else "denied, supposed, or only a bound"
 
 
-def _asserted(text: str) -> list[re.Match[str]]:
+def _asserted_numbers(text: str) -> list[re.Match[str]]:
     """Matches of `NUMBER` that are asserted: not denied, supposed, asked, or a list number."""
     found = list(NUMBER.finditer(text))
     if not found:
@@ -194,7 +194,7 @@ def _after_equals(text: str, numbers: list[re.Match[str]]) -> int:
     return last if equals < 0 else next((i for i, m in enumerate(numbers) if m.start() > equals), last)
 
 
-def _settled(text: str, numbers: list[re.Match[str]], at: int, *, complete: bool = False) -> Number | str:
+def _resolve(text: str, numbers: list[re.Match[str]], at: int, *, complete: bool = False) -> Number | str:
     """The number at index `at`, or the reason why it does not count.
 
     It may be one of several candidates, or a part of a formula or of an unevaluated sum. complete: the text is exactly

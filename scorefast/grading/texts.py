@@ -124,7 +124,7 @@ class Verdict:
     tail: bool = False
 
 
-def _parsed(text: str, key: Key) -> Clause:
+def _parse_clause(text: str, key: Key) -> Clause:
     said = words(text)
     if key.korean is not None and any(word.korean for word in said) != key.korean:
         said = _behind_topic(said)
@@ -142,8 +142,8 @@ def _behind_topic(said: tuple[Word, ...]) -> tuple[Word, ...]:
     return said
 
 
-def _judged(text: str, key: Key) -> Verdict:
-    clause = _parsed(text, key)
+def _judge_clause(text: str, key: Key) -> Verdict:
+    clause = _parse_clause(text, key)
     share = sum(any(wanted == word for word in clause.words) for wanted in key.words) / len(key.words)
     if REFUSAL.search(text):
         return Verdict("refused")
@@ -158,7 +158,7 @@ def _judged(text: str, key: Key) -> Verdict:
         return Verdict("beside", 1.0, bound.group().strip())
     if key.ordered and not in_order(clause.words, key):
         return Verdict("beside", 1.0, "in another order")
-    return _weighed(clause, key)
+    return _judge_unknown_words(clause, key)
 
 
 def _offers_another(clause: Clause, key: Key) -> bool:
@@ -185,14 +185,14 @@ def _offers_another(clause: Clause, key: Key) -> bool:
     return len(unknown) <= 12 and not content_of(tuple(beyond))
 
 
-def _weighed(clause: Clause, key: Key) -> Verdict:
+def _judge_unknown_words(clause: Clause, key: Key) -> Verdict:
     """The verdict on a clause that has the key, by its unknown words."""
     said, last = clause.words, clause.at[-1]
     repeated = [i for i, word in enumerate(said) if i > last and any(asked == word for asked in key.asked)]
     end = repeated[-1] if repeated else last
     inside = [i for i in clause.unknown if i < end and not _belongs_to_name(i, clause, key)]
     tail = [i for i in clause.unknown if i > end and not _closes_korean(i, clause) and not _is_title(i, clause)]
-    if _are_of_question(inside, clause, key):
+    if _paraphrases_question(inside, clause, key):
         inside = []
     odd = inside or ([] if not tail or _is_detail(end, clause, key) else tail)
     if not odd:
@@ -243,7 +243,7 @@ def _belongs_to_name(i: int, clause: Clause, key: Key) -> bool:
     return key.named and all(w.name or w.text in NAME_PARTICLES for w in said[i:first])  # Ludwig van Beethoven
 
 
-def _are_of_question(inside: list[int], clause: Clause, key: Key) -> bool:
+def _paraphrases_question(inside: list[int], clause: Clause, key: Key) -> bool:
     """Whether unknown words paraphrase the question: `The first person to walk on the moon was ...`, `It was
     composed by ...`, `Brazil hosted the Games in 2016`, `대한민국의 항구 도시`."""
     said, first, last = clause.words, clause.at[0], clause.at[-1]
@@ -324,7 +324,7 @@ def grade_text(reply: str, reference: str, question: str | None = None) -> Grade
     text = re.sub(r"[^\S\n]+", " ", unlatexed(text) if "\\" in text else text)
     if text.strip(_EDGES).casefold() == reference.strip(_EDGES).casefold():
         return Grade(True, 1.0, keys[0].text, "equals the reference")
-    return max((_graded(text, key) for key in keys), key=lambda grade: (grade.correct, grade.unsure, grade.score))
+    return max((_grade_by_key(text, key) for key in keys), key=lambda grade: (grade.correct, grade.unsure, grade.score))
 
 
 def other_unit(reply: str, reference: str) -> str:
@@ -350,16 +350,16 @@ def _units(text: str) -> dict[str, set[str]]:
     return {number: units for number, units in found.items() if units}
 
 
-def _graded(text: str, key: Key) -> Grade:
+def _grade_by_key(text: str, key: Key) -> Grade:
     said = sentences(normal(_without_brackets(text, key)))
     if not said:
         return Grade(False, 0.0, reason="states nothing")
     if key.yes is not None:
         return _yes_or_no(said, key)
-    return _folded([_judged(clause, key) for sentence in said for clause in clauses(sentence)], key)
+    return _combine([_judge_clause(clause, key) for sentence in said for clause in clauses(sentence)], key)
 
 
-def _folded(verdicts: list[Verdict], key: Key) -> Grade:
+def _combine(verdicts: list[Verdict], key: Key) -> Grade:
     """Combine the verdicts of all clauses into one grade."""
     first: dict[str, Verdict] = {}
     for verdict in verdicts:

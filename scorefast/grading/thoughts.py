@@ -28,8 +28,8 @@ def split_thoughts(
 ) -> tuple[str, str | None]:
     """(The thoughts, the text after the last of them). The text is None if a thought never closes.
 
-    tags: pairs of opening and closing tags, in any case. opened: the text begins inside a thought. A text with only a
-    closing tag does too.
+    tags: pairs of opening and closing tags, in any case. opened: the text begins inside a thought, as does any
+    text with only a closing tag.
     """
     if text.startswith("analysis") and (harmony := _HARMONY.match(text)):
         return text[: harmony.end()], text[harmony.end() :].strip()
