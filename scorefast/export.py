@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -197,7 +197,7 @@ def _as_go_action(found: re.Match[str]) -> str:
 
 def ollama_stops(chat: ChatFormat) -> list[str]:
     """The tokens that end a reply. Raises UserError for a token that a Modelfile, which has no escapes, cannot hold."""
-    stops = chat.tokenizer.convert_ids_to_tokens(sorted(chat.end_tokens))
+    stops = cast(list[str], chat.tokenizer.convert_ids_to_tokens(sorted(chat.end_tokens)))
     for stop in stops:
         if '"' in stop or stop != stop.strip() or not stop.isprintable():
             raise UserError(

@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from scorefast.errors import UserError
 from scorefast.files.bounded import bounded_work, read_json
 from scorefast.files.seal import seal
-from scorefast.model import chat_format as prompts
 from scorefast.model.load import load_policy
 from scorefast.model.policy import save_policy
 from scorefast.model.tokenizer import load_config
@@ -360,7 +359,7 @@ def test_a_model_folder_that_leads_to_another_model_is_refused(adapter, model):
 )
 @pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json"])
 def test_a_hostile_template_is_one_line(model, template, message, place, monkeypatch):
-    monkeypatch.setattr(prompts, "TEMPLATE_WORK", (1.0, 2**28))
+    monkeypatch.setattr("scorefast.model.template.TEMPLATE_WORK", (1.0, 2**28))
     if place == "chat_template.jinja":
         (model / place).write_text(template)
     else:
