@@ -1,4 +1,18 @@
-"""One loss for every method: policy gradient and exact KL, from hidden states. Imports torch and triton only."""
+"""One loss for every method: policy gradient and exact KL, from hidden states. Imports torch and triton only.
+
+Implementations: `reference` is plain torch and holds several N x V tensors. `chunked` is torch on any device. `triton`
+needs a CUDA GPU. The last two never hold N x V, and compute the gradient in the forward.
+
+Notes on `score_loss`:
+- The loss is differentiable once. In float16 the gradient is computed without the scale of a GradScaler, which
+  multiplies it afterwards. Under autocast hidden is cast to autocast's dtype, as torch.nn.functional.linear does.
+- A gradient reaches the weight through the policy alone: the reference's distribution is a constant.
+- A row where both coefficients are 0 costs nothing. A row where kl_coef is 0 costs no reference pass. Finding those
+  rows synchronises a CUDA device once, before the first product; nothing after it does.
+- A target out of range is an IndexError on the CPU, a device-side assertion on CUDA, and a NaN with `triton`.
+- buffer_bytes defaults to 512 MiB, or to a quarter of the free memory where that is less, but at least to 64 MiB.
+- benchmarks/results/score_loss.md has the bound for skip.
+"""
 
 from __future__ import annotations
 
@@ -77,51 +91,27 @@ def score_loss(
     p and q are the softmax of softcap * tanh((h @ W^T + bias) / softcap) / temperature for h = hidden, h = ref_hidden.
 
     Args:
-        hidden: (N, D) last hidden states of the policy at the positions that predict the targets.
-        ref_hidden: (N, D) the same of the reference; None is allowed where every kl_coef is 0.
-        weight: (V, D) the output head. A gradient reaches it through the policy alone: q is a constant.
-        targets: (N,) int64 token ids; any number where both coefficients are 0. One out of range is an IndexError
-            on the CPU, a device-side assertion on CUDA, and a NaN with `triton`.
-        pg_coef, kl_coef: (N,) float32 coefficients, constants for autograd. Rows where both are 0 cost nothing, rows
-            where kl_coef is 0 no reference pass. Finding those rows synchronises a CUDA device once, before the first
-            product; nothing after it does.
-        bias: (V,) of the output head, or None.
+        hidden, ref_hidden: (N, D) last hidden states of policy and reference at the positions that predict the
+            targets. ref_hidden may be None where every kl_coef is 0.
+        weight, bias: (V, D) and (V,), the output head; bias may be None.
+        targets: (N,) int64 token ids; any number where both coefficients are 0.
+        pg_coef, kl_coef: (N,) float32 coefficients, constants for autograd.
         softcap: the model's final-logit soft cap (30.0 in Gemma-2), or None.
         temperature: the sampling temperature, so that scores are those of the distribution sampled from.
-        impl: `reference` (plain torch, several N x V tensors), `chunked` (torch on any device), `triton` (CUDA), or
-            `auto`. The last three never hold N x V and make the gradient in the forward.
-        buffer_bytes: bound of the logits held at once (at least one row's); default 512 MiB, or a quarter of the
-            free memory where that is less, at least 64.
+        impl: an implementation, or `auto`; see the module.
+        buffer_bytes: bound of the logits held at once; at least one row is held.
         skip: `triton` only: the share of a row's ||d loss / d logits||_1 that the gradient of hidden may leave out,
-            tile by tile of the vocabulary; 0 is exact. See benchmarks/results/score_loss.md for the bound.
-
-    Under autocast hidden is cast to its dtype, as torch.nn.functional.linear would. Differentiable once: the
-    gradient is made in the forward (in float16 without the scale of a GradScaler, which multiplies it afterwards).
+            tile by tile of the vocabulary; 0 is exact.
 
     Returns:
         The scalar loss (float32 or wider, NOT divided by anything) and detached per-token statistics.
 
     Raises:
-        ValueError: shapes disagree, a number is out of its range, a kl_coef is not 0 without ref_hidden, impl is
-            unknown or cannot run.
+        ValueError: shapes disagree, a number is out of range, a kl_coef is not 0 without ref_hidden, impl cannot run.
     """
-    n, d = hidden.shape
-    if weight.shape[1] != d or any(t.shape != (n,) for t in (targets, pg_coef, kl_coef)):
-        raise ValueError(
-            f"score_loss: hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, targets {tuple(targets.shape)}, "
-            f"pg_coef {tuple(pg_coef.shape)}, kl_coef {tuple(kl_coef.shape)}: expected (N, D), (V, D), (N,), (N,), (N,)"
-        )
-    if ref_hidden is not None and ref_hidden.shape != hidden.shape:
-        raise ValueError(f"score_loss: ref_hidden {tuple(ref_hidden.shape)} differs from hidden {tuple(hidden.shape)}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"score_loss: bias {tuple(bias.shape)} is not the (V,) of weight {tuple(weight.shape)}")
+    _require_shapes(hidden, ref_hidden, weight, targets, pg_coef, kl_coef, bias)
     impl = resolve_impl(impl, hidden.device, hidden.dtype)
-    if not (temperature > 0 and (softcap is None or softcap > 0) and 0 <= skip < 1):
-        raise ValueError(
-            f"score_loss: temperature {temperature} and softcap {softcap} must be above 0, skip {skip} within [0, 1)"
-        )
-    if skip and impl != "triton":
-        raise ValueError(f"score_loss: skip = {skip} needs impl 'triton', not {impl!r}")
+    _require_ranges(softcap, temperature, impl, skip)
     ref_hidden = None if ref_hidden is None else ref_hidden.detach()
     pg_coef, kl_coef = pg_coef.detach(), kl_coef.detach()
     if impl == "reference":
@@ -129,9 +119,7 @@ def score_loss(
         if ref_hidden is None and bool((kl_coef != 0).any()):
             raise ValueError(NO_REFERENCE)
         return reference.score_loss(hidden, ref_hidden, weight, targets, pg_coef, kl_coef, bias, softcap, temperature)
-    if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, ref_hidden = hidden.to(dtype), None if ref_hidden is None else ref_hidden.to(dtype)
+    hidden, ref_hidden = _in_autocast_dtype(hidden), None if ref_hidden is None else _in_autocast_dtype(ref_hidden)
     grad = torch.is_grad_enabled()
     gradients = [grad and t is not None and t.requires_grad for t in (hidden, weight, bias)]
     loss, *outputs = score_loss_op(
@@ -143,3 +131,39 @@ def score_loss(
     return loss, ScoreStats(
         logp, None if alone else ref_logp, None if alone else kl, entropy, dropped if skip else None
     )
+
+
+def _require_shapes(
+    hidden: Tensor,
+    ref_hidden: Tensor | None,
+    weight: Tensor,
+    targets: Tensor,
+    pg_coef: Tensor,
+    kl_coef: Tensor,
+    bias: Tensor | None,
+) -> None:
+    n, d = hidden.shape
+    if weight.shape[1] != d or any(t.shape != (n,) for t in (targets, pg_coef, kl_coef)):
+        raise ValueError(
+            f"score_loss: hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, targets {tuple(targets.shape)}, "
+            f"pg_coef {tuple(pg_coef.shape)}, kl_coef {tuple(kl_coef.shape)}: expected (N, D), (V, D), (N,), (N,), (N,)"
+        )
+    if ref_hidden is not None and ref_hidden.shape != hidden.shape:
+        raise ValueError(f"score_loss: ref_hidden {tuple(ref_hidden.shape)} differs from hidden {tuple(hidden.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"score_loss: bias {tuple(bias.shape)} is not the (V,) of weight {tuple(weight.shape)}")
+
+
+def _require_ranges(softcap: float | None, temperature: float, impl: Impl, skip: float) -> None:
+    if not (temperature > 0 and (softcap is None or softcap > 0) and 0 <= skip < 1):
+        raise ValueError(
+            f"score_loss: temperature {temperature} and softcap {softcap} must be above 0, skip {skip} within [0, 1)"
+        )
+    if skip and impl != "triton":
+        raise ValueError(f"score_loss: skip = {skip} needs impl 'triton', not {impl!r}")
+
+
+def _in_autocast_dtype(hidden: Tensor) -> Tensor:
+    if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:
+        return hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    return hidden

@@ -1,16 +1,36 @@
 """The fused loss as one opaque operator: which rows, in which chunks, by which kernels; the gradient in the forward."""
 
-from typing import Any, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from scorefast.kernels import chunked
-from scorefast.kernels.chunked import Head, Rows
+from scorefast.kernels.chunked import Head, Rows, TokenStats
 
 Nine = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 NO_REFERENCE = "score_loss: kl_coef is not 0 but there is no ref_hidden to measure KL against"
 STATISTICS = ("logp", "ref_logp", "kl", "entropy", "dropped")
+
+
+class Kernels(Protocol):
+    """The functions that `chunked` and `triton` both have; see there."""
+
+    def bytes_per_row(self, rows: Rows, vocabulary: int) -> int: ...
+    def make_buffers(self, rows: Rows, count: int, vocabulary: int) -> list[Tensor]: ...
+    def statistics_and_dz(
+        self, rows: Rows, head: Head, buffers: list[Tensor], *, gradient: bool
+    ) -> tuple[TokenStats, Tensor]: ...
+
+
+class Context(Protocol):
+    """What autograd hands from the forward to the backward."""
+
+    wanted: list[bool]
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+    def set_materialize_grads(self, value: bool) -> None: ...
 
 
 @torch.library.custom_op("scorefast::score_loss", mutates_args=())
@@ -33,9 +53,7 @@ def score_loss_op(
 
     `gradients` says which of the last three are wanted; the others come back empty.
     """
-    kernels: Any = chunked
-    if impl == "triton":
-        from scorefast.kernels import triton as kernels
+    kernels = _kernels(impl)
     device, dtype = hidden.device, chunked.accumulation_dtype(hidden.dtype)
     loss, *outputs = _outputs(hidden, weight, skip, gradients)
     stats = dict(zip(STATISTICS, outputs, strict=False))
@@ -61,22 +79,42 @@ def score_loss_op(
                 loss -= rows.pg_coef @ found.logp
                 if found.kl is not None:
                     loss += rows.kl_coef @ found.kl
-                for name in ("logp", "entropy", "ref_logp", "kl"):
-                    if getattr(found, name) is not None:
-                        stats[name][chunk] = getattr(found, name).float()
+                _store(stats, chunk, found)
                 if gradients[0]:
-                    if skip:
-                        new, left_out = kernels.hidden_gradient_skipping(dz, head, skip)
-                        stats["dropped"][chunk] = left_out
-                    else:
-                        new = chunked.hidden_gradient(dz, head, multiplied_in)
+                    new, left_out = _hidden_gradient(dz, head, multiplied_in, skip)
                     grad_hidden[chunk] = new.to(hidden.dtype)
+                    if left_out is not None:
+                        stats["dropped"][chunk] = left_out
                 if gradients[1]:
                     chunked.add_weight_gradient(grad_weight, dz, rows.hidden, multiplied_in)
                 if gradients[2]:
                     grad_bias += dz.sum(0, dtype=dtype)
             del buffers, dz, found  # before the next group makes its own
     return _in_their_dtypes([loss, *outputs], weight, bias)
+
+
+def _kernels(impl: str) -> Kernels:
+    if impl == "triton":
+        from scorefast.kernels import triton
+
+        return triton
+    return chunked
+
+
+def _store(stats: dict[str, Tensor], chunk: Tensor, found: TokenStats) -> None:
+    """The statistics of the rows `chunk` (C,) into those of all rows (N,)."""
+    for name in ("logp", "entropy", "ref_logp", "kl"):
+        if getattr(found, name) is not None:
+            stats[name][chunk] = getattr(found, name).float()
+
+
+def _hidden_gradient(dz: Tensor, head: Head, dtype: torch.dtype, skip: float) -> tuple[Tensor, Tensor | None]:
+    """(C, V) -> (dz @ W (C, D), with `skip` the share of each row left out (C,))."""
+    if not skip:
+        return chunked.hidden_gradient(dz, head, dtype), None
+    from scorefast.kernels.triton import hidden_gradient_skipping
+
+    return hidden_gradient_skipping(dz, head, skip)
 
 
 def _groups(pg_coef: Tensor, kl_coef: Tensor) -> list[tuple[bool, Tensor]]:
@@ -125,13 +163,13 @@ def _in_their_dtypes(outputs: list[Tensor], weight: Tensor, bias: Tensor | None)
     return cast(Nine, (*rest, grad_weight.to(weight.dtype), grad_bias.to((weight if bias is None else bias).dtype)))
 
 
-def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _keep_gradients(ctx: Context, inputs: tuple[object, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)  # statistics are not differentiated: no zeros (V, D) in place of nothing
-    ctx.wanted = inputs[-1]
+    ctx.wanted = cast(list[bool], inputs[-1])
     ctx.save_for_backward(*output[-3:])
 
 
-def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Context, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
         return (None,) * 13
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():

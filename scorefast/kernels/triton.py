@@ -187,23 +187,17 @@ def _tanh(x):
 
 
 @triton.jit
-def _sweep(
-    h_ptr, r_ptr, w_ptr, b_ptr, y_ptr, e_ptr, d_ptr, parts_ptr, of_target_ptr,
-    C, V, D, TILES, inverse, scale,
-    WITH_REF: tl.constexpr, WITH_BIAS: tl.constexpr, CAPPED: tl.constexpr, STORE: tl.constexpr,
-    EVEN_DEPTH: tl.constexpr, ROWS: tl.constexpr, VOCABULARY: tl.constexpr, DEPTH: tl.constexpr,
-    WIDEN: tl.constexpr,
+def _products(
+    h_ptr, r_ptr, w_ptr, b_ptr, first_row, first_column, row, column, columns, row_ok, column_ok, D,
+    WITH_REF: tl.constexpr, WITH_BIAS: tl.constexpr, EVEN_DEPTH: tl.constexpr, ROWS: tl.constexpr,
+    VOCABULARY: tl.constexpr, DEPTH: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """One tile, ROWS x VOCABULARY: z of both models, their sums relative to the tile's maximum, e and d."""
-    # Neighbouring programs share a tile of W, which then stays in L2.
-    row_blocks = tl.cdiv(C, ROWS)
-    tile = tl.program_id(0) // row_blocks
-    first_row, first_column = (tl.program_id(0) % row_blocks) * ROWS, tile * VOCABULARY
-    row, column, depths = tl.arange(0, ROWS), tl.arange(0, VOCABULARY), tl.arange(0, DEPTH)
-    rows, columns = first_row + row, first_column + column
-    row_ok, column_ok = rows < C, columns < V
-    # int64 for where the tile begins, int32 within it. Out of range, the tile's first row or column is read instead:
-    # what comes of it is masked below or not stored.
+    """h @ W^T + bias and r @ W^T + bias of one tile, each ROWS x VOCABULARY in float32.
+
+    Out of range, the tile's first row or column is multiplied instead: the caller masks the result.
+    """
+    depths = tl.arange(0, DEPTH)
+    # int64 for where the tile begins, int32 within it
     h_ptr += first_row.to(tl.int64) * D
     r_ptr += first_row.to(tl.int64) * D
     w_ptr += first_column.to(tl.int64) * D
@@ -229,12 +223,34 @@ def _sweep(
             if WIDEN:
                 r = r.to(tl.float32)
             q = tl.dot(r, w, q, input_precision="ieee")
-
     if WITH_BIAS:
         bias = tl.load(b_ptr + columns, mask=column_ok, other=0.0).to(tl.float32)[None, :]
         p += bias
         if WITH_REF:
             q += bias
+    return p, q
+
+
+@triton.jit
+def _sweep(
+    h_ptr, r_ptr, w_ptr, b_ptr, y_ptr, e_ptr, d_ptr, parts_ptr, of_target_ptr,
+    C, V, D, TILES, inverse, scale,
+    WITH_REF: tl.constexpr, WITH_BIAS: tl.constexpr, CAPPED: tl.constexpr, STORE: tl.constexpr,
+    EVEN_DEPTH: tl.constexpr, ROWS: tl.constexpr, VOCABULARY: tl.constexpr, DEPTH: tl.constexpr,
+    WIDEN: tl.constexpr,
+):  # fmt: skip
+    """One tile, ROWS x VOCABULARY: z of both models, their sums relative to the tile's maximum, e and d."""
+    # Neighbouring programs share a tile of W, which then stays in L2.
+    row_blocks = tl.cdiv(C, ROWS)
+    tile = tl.program_id(0) // row_blocks
+    first_row, first_column = (tl.program_id(0) % row_blocks) * ROWS, tile * VOCABULARY
+    row, column = tl.arange(0, ROWS), tl.arange(0, VOCABULARY)
+    rows, columns = first_row + row, first_column + column
+    row_ok, column_ok = rows < C, columns < V
+    p, q = _products(
+        h_ptr, r_ptr, w_ptr, b_ptr, first_row, first_column, row, column, columns, row_ok, column_ok, D,
+        WITH_REF, WITH_BIAS, EVEN_DEPTH, ROWS, VOCABULARY, DEPTH, WIDEN,
+    )  # fmt: skip
     p *= inverse
     if CAPPED:
         p = _tanh(p)
