@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -18,6 +18,9 @@ from scorefast.model.plain_model import require_finite, require_plain_types
 from scorefast.runs.checkpoint import Checkpoint
 from scorefast.schema import Model
 
+if TYPE_CHECKING:
+    from scorefast.model.types import AdaptedModel, LanguageModel
+
 
 def is_of_the_recipes_shape(saved: Checkpoint, settings: Model) -> bool:
     """Whether `_add_lora` makes just such an adapter: as its run's recipe says, and its own configuration too."""
@@ -30,21 +33,21 @@ def is_of_the_recipes_shape(saved: Checkpoint, settings: Model) -> bool:
     return not more and (own["r"], own["lora_alpha"]) == (settings.lora.r, settings.lora.alpha)
 
 
-def add_saved_adapter(model: Any, folder: Path, trainable: bool) -> Any:
+def add_saved_adapter(model: LanguageModel, folder: Path, trainable: bool) -> AdaptedModel:
     """The folder's weights, under a configuration of ours: PEFT reads adapter_config.json not at all."""
     from peft import LoraConfig, get_peft_model
 
     require_sound_folder(folder)
     config = LoraConfig(**plain_lora(folder), inference_mode=not trainable)
     try:
-        adapted = get_peft_model(model, config)
+        adapted = cast("AdaptedModel", get_peft_model(model, config))
     except Exception as error:  # of another base: it can fail in any way
         raise UserError(f"{folder}: this adapter cannot be loaded: {one_line(error)}") from None
     load_adapter(adapted, folder, trainable)
     return adapted
 
 
-def load_adapter(adapted: Any, folder: Path, trainable: bool) -> None:
+def load_adapter(adapted: AdaptedModel, folder: Path, trainable: bool) -> None:
     require_plain_types(folder)
     require_finite(folder)
     try:
@@ -61,38 +64,39 @@ def require_same_names(path: str, missing: Iterable[str], foreign: Iterable[str]
             raise UserError(f"{path}: {len(names)} tensors {what}, the first is {shortened(names[0], 100)}")
 
 
-def add_lora(model: Any, settings: Model, backend: str, seed: int) -> Any:
+def add_lora(model: LanguageModel, settings: Model, backend: str, seed: int) -> AdaptedModel:
     try:
         return _new_lora(model, settings, backend, seed)
     except Exception as error:  # layers of a kind that PEFT has no adapter for, or none of the names
         raise UserError(f"model {settings.name!r}: cannot be given LoRA adapters: {one_line(error)}") from None
 
 
-def _new_lora(model: Any, settings: Model, backend: str, seed: int) -> Any:
+def _new_lora(model: LanguageModel, settings: Model, backend: str, seed: int) -> AdaptedModel:
     from peft import LoraConfig, get_peft_model
 
     chosen = settings.lora.target_modules
     targets = chosen if isinstance(chosen, str) else list(chosen)
-    shape: dict[str, Any] = {"r": settings.lora.r, "lora_alpha": settings.lora.alpha}
+    r, alpha = settings.lora.r, settings.lora.alpha
     torch.manual_seed(seed)
     if backend == "unsloth":
         from unsloth import FastLanguageModel
 
         return FastLanguageModel.get_peft_model(
             model,
-            **shape,
+            r=r,
+            lora_alpha=alpha,
             target_modules=targets,
             use_gradient_checkpointing=unsloths_checkpointing(settings),
             random_state=seed,
         )
     elsewhere = _linear_outside_the_decoder(model)
-    return get_peft_model(
-        model,
-        LoraConfig(task_type="CAUSAL_LM", target_modules=targets, exclude_modules=elsewhere or None, **shape),
+    config = LoraConfig(
+        task_type="CAUSAL_LM", target_modules=targets, exclude_modules=elsewhere or None, r=r, lora_alpha=alpha
     )
+    return cast("AdaptedModel", get_peft_model(model, config))
 
 
-def _linear_outside_the_decoder(model: Any) -> list[str]:
+def _linear_outside_the_decoder(model: LanguageModel) -> list[str]:
     """The layers of a vision tower, where a model has one: no text passes through them. (PEFT leaves out the head.)"""
     inside = {id(module) for module in model.get_decoder().modules()} | {id(model.get_output_embeddings())}
     return [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) not in inside]

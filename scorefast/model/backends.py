@@ -5,13 +5,18 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from scorefast.errors import UserError
 from scorefast.model import four_bit
 from scorefast.schema import Model
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PretrainedConfig
+
+    from scorefast.model.types import LanguageModel
 
 
 def resolve_backend(settings: Model) -> str:
@@ -44,20 +49,20 @@ def import_backend(settings: Model) -> None:
         import unsloth  # noqa: F401
 
 
-def new_generation_config(**settings: Any) -> Any:
+def new_generation_config(**settings: object) -> GenerationConfig:
     from transformers import GenerationConfig
 
     return GenerationConfig(**settings)
 
 
 def load_with_transformers(
-    settings: Model, path: str, dtype: torch.dtype, config: Any
-) -> tuple[Any, set[str], set[str]]:
-    """The model, and the names of tensors that it lacked and that it had no use for."""
+    settings: Model, path: str, dtype: torch.dtype, config: PretrainedConfig
+) -> tuple[LanguageModel, set[str], set[str]]:
+    """(the model, names of tensors that the files lack, names of tensors in them that the model does not have)."""
     from transformers import AutoModelForCausalLM
 
     eager = {"attn_implementation": "eager"} if caps_attention(config) else {}
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    loaded = AutoModelForCausalLM.from_pretrained(
         path,
         config=config,
         generation_config=new_generation_config(),  # a folder's own is not even read
@@ -68,13 +73,15 @@ def load_with_transformers(
         output_loading_info=True,
         **eager,
     )
-    model, told = loaded
+    model, told = cast("tuple[LanguageModel, dict[str, set[str]]]", loaded)
     quantized = getattr(config, "quantization_config", None) is not None  # it stores more than it names
     return model, told["missing_keys"], set() if quantized else told["unexpected_keys"]
 
 
-def load_with_unsloth(settings: Model, path: str, dtype: torch.dtype, _: Any) -> tuple[Any, set[str], set[str]]:
-    """As above; but what was missing, Unsloth does not tell."""
+def load_with_unsloth(
+    settings: Model, path: str, dtype: torch.dtype, _: PretrainedConfig
+) -> tuple[LanguageModel, set[str], set[str]]:
+    """As `load_with_transformers`, but Unsloth does not report names: both sets are empty."""
     from unsloth import FastLanguageModel
 
     model, _ = FastLanguageModel.from_pretrained(
@@ -96,6 +103,6 @@ def unsloths_checkpointing(settings: Model) -> str | bool:
     return "unsloth" if settings.gradient_checkpointing else False
 
 
-def caps_attention(config: Any) -> bool:
+def caps_attention(config: PretrainedConfig) -> bool:
     """Gemma-2 soft-caps attention scores: transformers' default (sdpa) silently leaves that out, eager does it."""
     return getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None

@@ -51,7 +51,7 @@ class ChatFormat:
     vocabulary: int | None = None
 
     def __post_init__(self) -> None:
-        self._require_served()  # what is wrong with a template shows here, not in the first rollout
+        _require_served(self)  # what is wrong with a template shows here, not in the first rollout
 
     # --- the template --------------------------------------------------------------------------------------------
 
@@ -95,37 +95,6 @@ class ChatFormat:
             return None
         seen = "as the template retells it" if self.retells else "as it was sampled"
         return f"the chat template rewrites thoughts in the history: turn 2 sees turn 1 {seen} (prompt.history)"
-
-    # --- what is served ------------------------------------------------------------------------------------------
-
-    def _require_served(self) -> None:
-        if not getattr(self.tokenizer, "is_fast", False):
-            raise ValueError(
-                f"{self.tokenizer.name_or_path or 'tokenizer'}: has no tokenizer.json, which gives offsets"
-            )
-        self._layout.require_options()
-        _ = self._closing
-        self._layout.require_known_generation_prompt()
-        if self.vocabulary is not None and (beyond := [t for t in self._written if t >= self.vocabulary]):
-            token = self.tokenizer.convert_ids_to_tokens(beyond[0])
-            what = f"writes {token!r}, token {beyond[0]} of a model with {self.vocabulary} of them"
-            raise unfit(self.tokenizer, what)
-        for question, reply in _PROBES:
-            self._layout.require_unchanged(question, reply)
-            if not self.rewrites_history:
-                self._require_joined(question, reply)
-
-    def _require_joined(self, question: str, reply: str) -> None:
-        """Raises ValueError unless prompt, reply and next turn, joined, are the ids of the whole rendering."""
-        layout = self._layout
-        prompt = self._encoder.ids(layout.filled(layout.question, user=question))
-        ids = self._encoder.ids(layout.filled(layout.exchange, user=question, assistant=reply, again=self.correction))
-        if prompt != ids[: len(prompt)]:
-            what = "ends its generation prompt inside a token that a reply shares; part the two by a marker"
-            raise unfit(self.tokenizer, what)
-        own = self.reply(reply)
-        if prompt + own + self.next_turn(own) != ids:
-            raise unfit(self.tokenizer, "does not let a reply stand as it was sampled")
 
     # --- token ids -----------------------------------------------------------------------------------------------
 
@@ -241,3 +210,32 @@ class ChatFormat:
     def render(self, ids: list[int]) -> list[tuple[str, bool]]:
         """The ids as a model sees them: (text, False), and (token, True) for every control token."""
         return self._encoder.render(ids)
+
+
+def _require_served(chat: ChatFormat) -> None:
+    if not getattr(chat.tokenizer, "is_fast", False):
+        raise ValueError(f"{chat.tokenizer.name_or_path or 'tokenizer'}: has no tokenizer.json, which gives offsets")
+    chat._layout.require_options()
+    _ = chat._closing
+    chat._layout.require_known_generation_prompt()
+    if chat.vocabulary is not None and (beyond := [t for t in chat._written if t >= chat.vocabulary]):
+        token = chat.tokenizer.convert_ids_to_tokens(beyond[0])
+        what = f"writes {token!r}, token {beyond[0]} of a model with {chat.vocabulary} of them"
+        raise unfit(chat.tokenizer, what)
+    for question, reply in _PROBES:
+        chat._layout.require_unchanged(question, reply)
+        if not chat.rewrites_history:
+            _require_joined(chat, question, reply)
+
+
+def _require_joined(chat: ChatFormat, question: str, reply: str) -> None:
+    """Raises ValueError unless prompt, reply and next turn, joined, are the ids of the whole rendering."""
+    layout = chat._layout
+    prompt = chat._encoder.ids(layout.filled(layout.question, user=question))
+    ids = chat._encoder.ids(layout.filled(layout.exchange, user=question, assistant=reply, again=chat.correction))
+    if prompt != ids[: len(prompt)]:
+        what = "ends its generation prompt inside a token that a reply shares; part the two by a marker"
+        raise unfit(chat.tokenizer, what)
+    own = chat.reply(reply)
+    if prompt + own + chat.next_turn(own) != ids:
+        raise unfit(chat.tokenizer, "does not let a reply stand as it was sampled")

@@ -90,6 +90,8 @@ def _sampled_logits(policy: Policy, prompt: list[int]) -> tuple[Tensor, Tensor]:
     config.update(output_logits=True, return_dict_in_generate=True)
     with generating(policy), torch.no_grad():
         made = policy.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    assert not isinstance(made, Tensor)
+    assert made.logits is not None
     return torch.cat(made.logits).float(), made.sequences
 
 

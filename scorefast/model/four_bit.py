@@ -11,14 +11,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+if TYPE_CHECKING:
+    from bitsandbytes.nn import Linear4bit, Params4bit
+    from transformers import BitsAndBytesConfig
 
-def nf4(dtype: torch.dtype) -> Any:
+
+def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
     """The quantisation that `from_pretrained` is asked for: NF4, its scales quantised again, products in `dtype`."""
     from transformers import BitsAndBytesConfig
 
@@ -27,14 +31,18 @@ def nf4(dtype: torch.dtype) -> Any:
     )
 
 
-def layers(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+def layers(model: nn.Module) -> list[tuple[nn.Module, str, Linear4bit]]:
     """Every bitsandbytes.nn.Linear4bit: the module that it is a child of, its name there, and itself."""
     if "bitsandbytes" not in sys.modules:
         return []
     from bitsandbytes.nn import Linear4bit
 
-    children = ((parent, name, child) for parent in model.modules() for name, child in parent.named_children())
-    return [found for found in children if isinstance(found[2], Linear4bit)]
+    return [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, Linear4bit)
+    ]
 
 
 def keep_unpacked(model: nn.Module) -> None:
@@ -64,7 +72,7 @@ def in_plain_arithmetic(model: nn.Module) -> Iterator[None]:
 class _Dequantised(nn.Module):
     """Holds no weights in 16 bit: they are made anew in every pass, the backward's too."""
 
-    def __init__(self, layer: Any):
+    def __init__(self, layer: Linear4bit):
         super().__init__()
         self._layer = [layer]  # in a list, and so no child of this module
         self.bias = layer.bias
@@ -73,7 +81,7 @@ class _Dequantised(nn.Module):
     def weight(self) -> Tensor:
         from bitsandbytes.functional import dequantize_4bit
 
-        packed = self._layer[0].weight
+        packed = cast("Params4bit", self._layer[0].weight)
         return dequantize_4bit(packed.data, packed.quant_state)
 
     def forward(self, x: Tensor) -> Tensor:

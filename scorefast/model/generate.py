@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +12,10 @@ from torch import Tensor
 from scorefast.errors import UserError
 from scorefast.model.backends import new_generation_config
 from scorefast.model.policy import Policy
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+    from transformers.generation import BaseStreamer
 
 
 def generate(
@@ -21,14 +25,14 @@ def generate(
     max_new_tokens: int,
     temperature: float,
     batch_size: int,
-    streamer: Any = None,
+    streamer: BaseStreamer | None = None,
     on_token: Callable[[], None] | None = None,
     on_replies: Callable[[int], None] = lambda count: None,
 ) -> list[list[int]]:
     """New token ids for each prompt, up to and including the closing token. temperature 0 is greedy.
 
     Samples come from the whole softmax of logits / temperature (no top-k, no top-p), which is what the loss scores.
-    A streamer (transformers.BaseStreamer) needs batch_size 1. on_token is called after each token of a batch; what it
+    A streamer needs batch_size 1. on_token is called after each token of a batch; what it
     raises ends the generation. on_replies is called after each batch with its size. Raises UserError where a prompt
     leaves no room for a reply.
     """
@@ -53,7 +57,7 @@ def _generate_batch(
     prompts: list[list[int]],
     max_new_tokens: int,
     temperature: float,
-    streamer: Any,
+    streamer: BaseStreamer | None,
     on_token: Callable[[], None] | None,
 ) -> list[list[int]]:
     pad, ends = policy.tokenizer.pad_token_id, policy.chat.end_tokens
@@ -73,15 +77,15 @@ def _generate_batch(
 
 
 def _never_stopping(on_token: Callable[[], None]) -> Callable[..., Tensor]:
-    def criterion(input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+    def criterion(input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
         on_token()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
     return criterion
 
 
-def generation_config(pad: int, ends: set[int], max_new_tokens: int, temperature: float) -> Any:
-    sampling: dict[str, Any] = {"do_sample": False}
+def generation_config(pad: int, ends: set[int], max_new_tokens: int, temperature: float) -> GenerationConfig:
+    sampling: dict[str, bool | float] = {"do_sample": False}
     if temperature > 0:
         # Every truncation is switched off by name: transformers' defaults fill in what is left unset.
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -95,7 +99,7 @@ def generating(policy: Policy) -> Iterator[None]:
     """Evaluation mode for the time of a rollout; the state it was in comes back. Unsloth's `generate` leaves other
     flags behind than it found: mode, checkpointing, cache, padding side."""
     model, tokenizer = policy.model, policy.tokenizer
-    flags = [(model.config, "use_cache"), (tokenizer, "padding_side")]
+    flags: list[tuple[object, str]] = [(model.config, "use_cache"), (tokenizer, "padding_side")]
     flags += [(module, "gradient_checkpointing") for module in model.modules()]
     before = [(owner, name, getattr(owner, name)) for owner, name in flags if hasattr(owner, name)]
     modes = [(module, module.training) for module in model.modules()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,11 @@ from scorefast.runs.checkpoint import Checkpoint
 from scorefast.runs.layout import RECIPE
 from scorefast.schema import Model, Recipe
 
+if TYPE_CHECKING:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from scorefast.model.types import LanguageModel
+
 
 def load_policy(recipe: Recipe, checkpoint: Checkpoint | None = None, *, trainable: bool = False) -> Policy:
     """The base model, or a checkpoint on it; with `trainable`, ready to train and with its reference."""
@@ -77,7 +82,7 @@ def load_policy(recipe: Recipe, checkpoint: Checkpoint | None = None, *, trainab
     return policy
 
 
-def load_merged(recipe: Recipe, checkpoint: Checkpoint) -> Any:
+def load_merged(recipe: Recipe, checkpoint: Checkpoint) -> LanguageModel:
     """The checkpoint as one plain float32 model on the CPU, without adapter. Takes 4 bytes a parameter.
 
     In float32 whatever it was trained in: a 16-bit base becomes float32 exactly, the sum W + BA is exact to 1e-7, and
@@ -92,13 +97,13 @@ def load_merged(recipe: Recipe, checkpoint: Checkpoint) -> Any:
     return add_saved_adapter(model, checkpoint.path, False).merge_and_unload() if checkpoint.is_adapter else model
 
 
-def _train_all_but_embeddings(model: Any) -> None:
+def _train_all_but_embeddings(model: LanguageModel) -> None:
     model.requires_grad_(True)
     model.get_output_embeddings().weight.requires_grad_(False)
     model.get_input_embeddings().weight.requires_grad_(False)
 
 
-def _without_dropout(model: Any) -> None:
+def _without_dropout(model: nn.Module) -> None:
     """A model is trained on what it samples, as it samples it, and held near itself: one function, with no noise."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -107,7 +112,7 @@ def _without_dropout(model: Any) -> None:
             setattr(module, name, 0.0)  # of attention, and of what calls nn.functional.dropout
 
 
-def _load_base(settings: Model, backend: str, path: str) -> Any:
+def _load_base(settings: Model, backend: str, path: str) -> LanguageModel:
     require_sound_files(path)
     dtype = getattr(torch, settings.dtype)
     load = load_with_unsloth if backend == "unsloth" else load_with_transformers
@@ -129,7 +134,7 @@ def _load_base(settings: Model, backend: str, path: str) -> Any:
     return model
 
 
-def shape_of_policy(recipe: Recipe, fake: Any) -> Any:
+def shape_of_policy(recipe: Recipe, fake: FakeTensorMode) -> LanguageModel:
     """The model ready to train, as `load_policy` makes it, of the tensors of a FakeTensorMode: shapes, and no numbers.
 
     Needs the model's configuration only. 4 bit is left to who counts bytes.
@@ -151,7 +156,7 @@ def shape_of_policy(recipe: Recipe, fake: Any) -> Any:
     made: dict[int, Tensor] = {}  # a tied weight stays one
     with fake:
         for module in model.modules():
-            for tensors in (module._parameters, module._buffers):
+            for tensors in cast("list[dict[str, Tensor | None]]", [module._parameters, module._buffers]):
                 for name, old in tensors.items():
                     if old is not None and id(old) not in made:
                         new = torch.empty(old.shape, dtype=old.dtype)

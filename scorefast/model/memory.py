@@ -7,10 +7,10 @@ and the tensors alive at once are counted: every family, attention and adapter i
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import psutil
 import torch
@@ -23,6 +23,12 @@ from scorefast.kernels.chunked import BUFFER_BYTES
 from scorefast.model.load import shape_of_policy
 from scorefast.model.policy import last_hidden
 from scorefast.schema import Recipe, Stage1, Stage2
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
+    from transformers import Cache
+
+    from scorefast.model.types import AdaptedModel, LanguageModel
 
 CUDA_CONTEXT = 500 << 20  # driver and libraries: assumed, not measured
 # Bytes of state a trained number; optimizers that are not here are planned as AdamW, with 8.
@@ -133,7 +139,7 @@ def memory_here() -> tuple[str, int, int]:
     return "this machine", psutil.virtual_memory().available + held, held
 
 
-def _frozen_bytes(model: Any, four_bit: bool) -> tuple[int, int]:
+def _frozen_bytes(model: LanguageModel, four_bit: bool) -> tuple[int, int]:
     """(of the frozen weights, of the largest one spread out of 4 bit)."""
     head = model.get_output_embeddings()
     packed = {
@@ -146,10 +152,10 @@ def _frozen_bytes(model: Any, four_bit: bool) -> tuple[int, int]:
     return int(size), 2 * max(packed.values(), default=0)
 
 
-def _rollout_bytes(model: Any, batch: int, tokens: int, new: int) -> tuple[int, int]:
+def _rollout_bytes(model: LanguageModel, batch: int, tokens: int, new: int) -> tuple[int, int]:
     """(of the KV cache of whole sequences, of what else is alive beside it: the prompt's pass, a token's pass)."""
 
-    def step(length: int, cached: Any = None) -> Any:
+    def step(length: int, cached: Cache | None = None) -> Cache:
         ids = torch.zeros(batch, 1 if cached else length, dtype=torch.int64)
         mask = torch.ones(batch, length, dtype=torch.int64)
         out = model(input_ids=ids, attention_mask=mask, past_key_values=cached, use_cache=True, logits_to_keep=1)
@@ -168,7 +174,7 @@ def _rollout_bytes(model: Any, batch: int, tokens: int, new: int) -> tuple[int, 
     return held, max(prompt.peak, token.peak) - held
 
 
-def _update_bytes(model: Any, batch: int, tokens: int, checkpointing: bool) -> tuple[int, int]:
+def _update_bytes(model: LanguageModel, batch: int, tokens: int, checkpointing: bool) -> tuple[int, int]:
     """(of what the forward leaves for the backward, of what else is alive in the backward)."""
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -176,7 +182,8 @@ def _update_bytes(model: Any, batch: int, tokens: int, checkpointing: bool) -> t
     ids = torch.zeros(batch, tokens, dtype=torch.int64)
     mask = torch.ones(batch, tokens, dtype=torch.int64)
     with _alive() as alive:
-        with torch.no_grad(), model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
+        adapted = hasattr(model, "disable_adapter")
+        with torch.no_grad(), cast("AdaptedModel", model).disable_adapter() if adapted else nullcontext():
             reference = last_hidden(model, ids, mask)
         hidden = last_hidden(model, ids, mask)
         kept = alive.now
@@ -186,7 +193,7 @@ def _update_bytes(model: Any, batch: int, tokens: int, checkpointing: bool) -> t
     return kept, max(0, alive.peak - kept - gradients)
 
 
-def _logits_bytes(recipe: Recipe, rows: int, model: Any) -> int:
+def _logits_bytes(recipe: Recipe, rows: int, model: LanguageModel) -> int:
     v = model.get_output_embeddings().weight.shape[0]
     if recipe.loss.impl == "reference":
         return rows * v * 4 * 8  # policy and reference, in float32, each: logits, log-softmax, softmax, a gradient
@@ -200,9 +207,15 @@ class _Alive(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._known: dict[int, Any] = {}
+        self._known: dict[int, weakref.finalize] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         before = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         out = func(*args, **(kwargs or {}))
         for t in tree_leaves(out):

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -18,6 +18,11 @@ from scorefast.errors import UserError
 from scorefast.files.bounded import bounded_work, read_json
 from scorefast.files.model_folder import require_sound_folder
 from scorefast.files.text import shortened
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from scorefast.model.types import LanguageModel
 
 CONFIG_WORK = (30.0, 2**31)  # seconds and bytes: to read a configuration, or to build its model without numbers
 BUFFERS = 2**30  # bytes of tables (masks, rotations) that a model may have beside its weights
@@ -54,11 +59,11 @@ def require_plain_config(path: Path) -> None:
             raise UserError(f"{path}: {key} names something to be fetched or read elsewhere; remove that key")
         elif key in ("quantization_config", "compression_config") and value and not _is_four_bit(value):
             raise UserError(f"{shown}; of quantized weights, only bitsandbytes' 4 bit is supported: get the original")
-        elif type(value) in (int, float):
+        elif isinstance(value, int | float) and not isinstance(value, bool):
             _require_sane(key, value, shown)
 
 
-def _is_four_bit(config: Any) -> bool:
+def _is_four_bit(config: object) -> bool:
     if not isinstance(config, dict) or config.get("quant_method", "bitsandbytes") != "bitsandbytes":
         return False
     return not any(config.get(f"{under}load_in_8bit") for under in ("", "_")) and any(
@@ -76,7 +81,7 @@ def _require_sane(key: str, value: int | float, shown: str) -> None:
         raise UserError(f"{shown}; expected {1 if key in NEVER_ZERO else 0} or more")
 
 
-def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(tree: object, key: str = "") -> Iterator[tuple[str, object]]:
     """Every (key, value) at any depth; what stands in a list, under the list's key."""
     if key:
         yield key, tree
@@ -143,7 +148,7 @@ def require_finite(folder: Path) -> None:
                     raise UserError(f"{path}: {shortened(name, 100)} holds NaN or infinite values; damaged?")
 
 
-def read_config(path: str) -> Any:
+def read_config(path: str) -> PretrainedConfig:
     """A folder's configuration, or that of the hub's copy, which is fetched first: the network has time of its own."""
     from transformers import AutoConfig
 
@@ -166,7 +171,7 @@ def file_of(path: str, name: str, *, download: bool = True) -> Path | None:
     return None if found is None else Path(found)
 
 
-def require_weights_for(config: Any, folder: Path) -> None:
+def require_weights_for(config: PretrainedConfig, folder: Path) -> None:
     """Raises ValueError where a folder's configuration tells of far more parameters than its files can hold, or of
     larger tables beside them: memory for them would be taken before the first is missed. (Nothing is stored at less
     than 2 bits a parameter.)"""
@@ -180,9 +185,9 @@ def require_weights_for(config: Any, folder: Path) -> None:
             raise ValueError(f"config.json tells of tables of {tables:,} bytes, the weights have {stored:,}")
 
 
-def built_of_shapes(config: Any, **settings: Any) -> Any:
+def built_of_shapes(config: PretrainedConfig, **settings: object) -> LanguageModel:
     """The model on torch's meta device, within bounds: a configuration can ask for anything."""
     from transformers import AutoModelForCausalLM
 
     with bounded_work(*CONFIG_WORK), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **settings)
+        return cast("LanguageModel", AutoModelForCausalLM.from_config(config, trust_remote_code=False, **settings))

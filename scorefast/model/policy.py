@@ -7,13 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from scorefast.model.backends import new_generation_config
 from scorefast.model.chat_format import ChatFormat
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+    from scorefast.model.types import AdaptedModel, LanguageModel
 
 
 @dataclass(frozen=True)
@@ -23,14 +28,14 @@ class Policy:
     max_length: tokens of prompt and reply together.
     """
 
-    model: Any  # PreTrainedModel or PeftModel
+    model: LanguageModel
     chat: ChatFormat
     backend: str
     max_length: int
-    frozen_reference: Any = None
+    frozen_reference: LanguageModel | None = None
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerFast:
         return self.chat.tokenizer
 
     @property
@@ -43,17 +48,17 @@ class Policy:
         return self.model.get_output_embeddings().weight
 
     @contextmanager
-    def reference(self) -> Iterator[Any]:
+    def reference(self) -> Iterator[LanguageModel]:
         """The reference model, without gradients."""
         with torch.no_grad():
             if self.frozen_reference is not None:
                 yield self.frozen_reference
             else:
-                with self.model.disable_adapter():
+                with cast("AdaptedModel", self.model).disable_adapter():
                     yield self.model
 
 
-def return_hidden_on_request(model: Any) -> None:
+def return_hidden_on_request(model: LanguageModel) -> None:
     """Teach `forward` a keyword, return_hidden=True: last hidden states (B, T, D) instead of logits (B, T, V).
 
     A keyword of forward, not a call of the inner model, so that PEFT and DDP wrappers see the pass.
@@ -62,7 +67,7 @@ def return_hidden_on_request(model: Any) -> None:
     decoder = model.get_decoder()
 
     @functools.wraps(logits_forward)
-    def forward(*args: Any, return_hidden: bool = False, **kwargs: Any) -> Any:
+    def forward(*args: object, return_hidden: bool = False, **kwargs: object) -> object:
         if not return_hidden:
             return logits_forward(*args, **kwargs)
         inputs = {name: kwargs[name] for name in ("input_ids", "attention_mask")}
@@ -76,7 +81,7 @@ def last_hidden(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> 
     return model(input_ids=input_ids, attention_mask=attention_mask, return_hidden=True)
 
 
-def settings_to_save(chat: ChatFormat) -> Any:
+def settings_to_save(chat: ChatFormat) -> GenerationConfig:
     """The generation_config.json of a model that leaves: how a reply ends. Not the base's own: that may lack the token
     that closes a turn, or sample, or hold what transformers will not save."""
     own = chat.tokenizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from scorefast.errors import UserError
 from scorefast.files.model_folder import require_short_template
@@ -14,10 +14,13 @@ from scorefast.model.tokenizer_trial import require_sound_tokenizer
 from scorefast.recipe import PACKAGE, model_path
 from scorefast.schema import Recipe
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
 CONFIGS = PACKAGE / "assets" / "configs"  # of models that recipes name, so that they can be planned for offline
 
 
-def load_tokenizer(name: str, *, download: bool = True) -> Any:
+def load_tokenizer(name: str, *, download: bool = True) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     require_sound_files(model_path(name))
@@ -36,7 +39,7 @@ def load_tokenizer(name: str, *, download: bool = True) -> Any:
     if tokenizer.chat_template is None:
         raise UserError(f"model {name!r} has no chat template; use an instruction-tuned model")
     require_short_template(str(tokenizer.chat_template), f"model {name!r}")
-    return tokenizer
+    return cast("PreTrainedTokenizerFast", tokenizer)  # what is not fast, ChatFormat refuses
 
 
 def chat_format(recipe: Recipe, *, download: bool = True) -> ChatFormat:
@@ -62,7 +65,7 @@ def chat_format(recipe: Recipe, *, download: bool = True) -> ChatFormat:
     return chat
 
 
-def load_config(name: str) -> Any:
+def load_config(name: str) -> PretrainedConfig:
     """A model's configuration: from its folder, from those that come with the package, else from the hub."""
     shipped = CONFIGS / name.replace("/", "--")
     path = str(shipped) if shipped.is_dir() and not Path(name).is_dir() else model_path(name)

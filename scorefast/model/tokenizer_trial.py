@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from scorefast.errors import UserError
 from scorefast.files.bounded import read_json
@@ -97,7 +96,7 @@ def _try(path: Path, kinds: set[str]) -> None:
         tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def _patterns(tokenizer: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _patterns(tokenizer: dict[str, object]) -> Iterator[tuple[str, str]]:
     """("Regex" or "String", a pattern) of all that reads text by patterns."""
     for part in _parts([tokenizer.get(key) for key in PIPELINE]):
         pattern = part.get("pattern")
@@ -106,7 +105,7 @@ def _patterns(tokenizer: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 yield kind, text
 
 
-def require_bounded(tokenizer: dict[str, Any]) -> None:
+def require_bounded(tokenizer: dict[str, object]) -> None:
     """Raises ValueError for a pattern that can take exponential time, and for what rewrites text to many times its
     length. The library runs patterns by backtracking."""
     for kind, pattern in _patterns(tokenizer):
@@ -129,7 +128,7 @@ def require_bounded(tokenizer: dict[str, Any]) -> None:
         raise ValueError("drops merges at random (dropout): a text has many encodings")
 
 
-def _parts(tree: Any) -> Iterator[dict[str, Any]]:
+def _parts(tree: object) -> Iterator[dict[str, object]]:
     if isinstance(tree, dict):
         yield tree
     for value in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
