@@ -41,6 +41,7 @@ from scorefast.ui.options import (
     export_format,
     grader_name,
     overrides,
+    split_name,
 )
 from scorefast.ui.streams import set_up_streams, terminal
 
@@ -273,7 +274,6 @@ def eval_(
     quiet: QuietOption = False,
 ) -> None:
     """Greedy two-turn evaluation of CHECKPOINTS on held-out questions. The first one is the baseline of the others."""
-    from scorefast.data.example import SPLITS
     from scorefast.data.load import load_dataset
     from scorefast.prepare import write_dropped_aside
     from scorefast.runs.checkpoint import open_checkpoint, require_same_terms
@@ -281,18 +281,15 @@ def eval_(
     from scorefast.runs.recipes import chosen_recipe
     from scorefast.ui.data_report import print_dataset
 
-    console = _console(quiet)
+    console, part = _console(quiet), split_name(split)
     opened = [None if text == "base" else open_checkpoint(text) for text in checkpoints]
     changes = overrides(set_, seed, columns, on_error, grader)
     chosen = chosen_recipe(recipe, changes, next((c for c in opened if c), None), console.note, rewards=False)
     for checkpoint in filter(None, opened):
         require_same_terms(checkpoint, chosen)
-    name = next((name for name in SPLITS if name == split), None)
-    if name is None:
-        raise UserError(f"--split {split}: expected one of {', '.join(SPLITS)}")
     dataset = load_dataset(data, chosen.data, console.note)
     print_dataset(console, dataset, chosen.reward.grader)
-    examples = dataset.split(name, "evaluation")[: chosen.eval.max_questions]
+    examples = dataset.split(part, "evaluation")[: chosen.eval.max_questions]
     require_free(out)
     if dry_run:
         plan = f"evaluate {', '.join(checkpoints)} on {len(examples)} {split} questions of {data}"

@@ -26,7 +26,7 @@ from scorefast.rl.rollout import generator
 from scorefast.runs.checkpoint import Checkpoint
 from scorefast.runs.folder import claim_run
 from scorefast.schema import Recipe
-from scorefast.stats import Graded, summarize
+from scorefast.stats import Graded, Result, summarize
 from scorefast.ui.progress import counting
 from scorefast.ui.tables import gains_lines, print_before_and_after, probe_table, results_table, unsure_lines
 
@@ -75,6 +75,18 @@ def evaluate_checkpoints(
         console.print(probe_table(probes))
     print_before_and_after(console, named)
 
+    return _write_reports(checkpoints, results, named, probes, context, out)
+
+
+def _write_reports(
+    checkpoints: Sequence[Checkpoint | None],
+    results: Sequence[Result],
+    named: Sequence[tuple[str, list[Graded]]],
+    probes: Mapping[str, ProbeRates],
+    context: Mapping[str, str],
+    out: Path | None,
+) -> tuple[Report, Path]:
+    """Write one report into each checkpoint's folder and the whole report into `out`. Raises ReportNotWritten."""
     whole = {"results": [r.as_json() for r in results], **context} | ({"probe": probes} if probes else {})
     unwritten: list[str] = []
     folder = out

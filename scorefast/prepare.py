@@ -112,11 +112,7 @@ def prepare(
             "against": {"source": against, "questions": len(forbidden), "sha256": content_sha256(against)}
             if against
             else None,
-            "rows_measured": len(examples),
-            "token_lengths": {name: _percentiles(n) for name, n in lengths.items() if n},
-            "too_long": too_long(lengths, room),
-            "first_attempts": first_attempts(examples, recipe),
-            "graders": dict(Counter(chosen_grader(e, recipe.reward.grader) for e in examples)),
+            **_measurements(examples, recipe, lengths, room),
             "sha256": {f"{name}.parquet": file_sha256(work / f"{name}.parquet") for name in SPLITS},
             "versions": {"scorefast": __version__, "python": platform.python_version(), "pyarrow": version("pyarrow")},
         }
@@ -350,6 +346,19 @@ def _measured(out: Path, rows: int) -> list[Example]:
         smallest = pc.select_k_unstable(ids, MAX_MEASURED, sort_keys=[("id", "ascending")])
         chosen = [("id", "<=", pc.max(ids["id"].take(smallest)).as_py())]
     return [from_columns(row) for path in paths for row in pq.read_table(path, filters=chosen).to_pylist()]
+
+
+def _measurements(
+    examples: Sequence[Example], recipe: Recipe, lengths: Mapping[str, list[int]], room: Mapping[str, int]
+) -> dict[str, object]:
+    """The part of the manifest that is measured on `examples`, all rows or a sample of them."""
+    return {
+        "rows_measured": len(examples),
+        "token_lengths": {name: _percentiles(n) for name, n in lengths.items() if n},
+        "too_long": too_long(lengths, room),
+        "first_attempts": first_attempts(examples, recipe),
+        "graders": dict(Counter(chosen_grader(e, recipe.reward.grader) for e in examples)),
+    }
 
 
 def token_lengths(examples: Sequence[Example], chat: ChatFormat) -> dict[str, list[int]]:

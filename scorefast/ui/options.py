@@ -8,6 +8,7 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
+from scorefast.data.example import SPLITS, Split
 from scorefast.errors import UserError
 from scorefast.schema import GraderName
 
@@ -86,6 +87,12 @@ def export_format(text: str) -> ExportFormat:
     if text not in names:
         raise UserError(f"--format {text}: expected one of {', '.join(names)}")
     return next(name for name in names if name == text)
+
+
+def split_name(text: str) -> Split:
+    if text not in SPLITS:
+        raise UserError(f"--split {text}: expected one of {', '.join(SPLITS)}")
+    return next(name for name in SPLITS if name == text)
 
 
 def _with_absolute_path(reward: str) -> str:
