@@ -299,7 +299,7 @@ def test_a_missing_converter_is_one_line_before_anything_is_loaded(named, tmp_pa
     line = str(error.value)
     assert "\n" not in line
     assert CONVERTER in line
-    assert ("LLAMA_CPP=nowhere: no" in line) == bool(named)
+    assert ("LLAMA_CPP=nowhere: has no" in line) == bool(named)
     assert "git clone --depth 1 https://github.com/ggml-org/llama.cpp" in line
     assert line.endswith(
         f"LLAMA_CPP=llama.cpp scorefast export '{tmp_path}/no model' --format gguf --out {tmp_path}/out"
