@@ -2,7 +2,7 @@
 
 The coefficients are constants, so d loss / d logits is known as soon as a row's statistics are. Three matmuls a row
 (policy logits, reference logits, dz @ W) and two buffers of `rows x V`, bounded in bytes; between the matmuls,
-elementwise passes arranged to touch memory seldom.
+elementwise passes arranged for few reads and writes.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 BUFFER_BYTES = 512 << 20  # default bound of the buffers, where a quarter of the free memory is not less
-MIN_BUFFER_BYTES = 64 << 20  # not less, however little is free
-CPU_ELEMENTS = 1 << 20  # of a block of rows that stays in a CPU's cache while the elementwise passes go over it
-GPU_ELEMENTS = 1 << 24  # of such a block on a GPU: enough to fill it, little to hold twice as scratch
+MIN_BUFFER_BYTES = 64 << 20  # the least, however little is free
+CPU_ELEMENTS = 1 << 20  # of a block of rows: it stays in a CPU's cache during the elementwise passes
+GPU_ELEMENTS = 1 << 24  # of such a block on a GPU: enough to fill it, and little scratch memory
 TILE_BYTES = 16 << 20  # of the head, converted at a time where it is not in the dtype multiplied in
 PLAIN_SHIFT = 40.0  # exp(-2 * 40) is a normal float32: logits capped below this need no row maximum
 
 
 @dataclass(frozen=True)
 class Head:
-    """What turns hidden states into log-probabilities; see `scorefast.kernels.score_loss`."""
+    """The output head, from hidden states to log-probabilities; see `scorefast.kernels.score_loss`."""
 
     weight: Tensor  # (V, D)
     bias: Tensor | None  # (V,)
@@ -34,7 +34,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Rows:
-    """Some of the N tokens. A missing ref_hidden says that no KL is asked for."""
+    """Some of the N tokens. ref_hidden is None where no row has a KL term."""
 
     hidden: Tensor  # (C, D)
     ref_hidden: Tensor | None  # (C, D)
@@ -49,7 +49,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class TokenStats:
-    """Each (C,), in the accumulation dtype; ref_logp and kl are missing where ref_hidden was."""
+    """Each (C,), in the accumulation dtype. ref_logp and kl are None without ref_hidden."""
 
     logp: Tensor
     entropy: Tensor

@@ -10,8 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ScoreStats:
-    """Per-token statistics, each (N,) float32 and detached; NaN where the coefficients ask for no such thing:
-    logp and entropy where both are 0, ref_logp and kl where kl_coef is 0. None where there was no ref_hidden.
+    """Per-token statistics, each (N,) float32 and detached.
+
+    logp and entropy are NaN where both coefficients are 0. ref_logp and kl are NaN where kl_coef is 0, and None without
+    ref_hidden.
 
     dropped: with skip > 0, the share of ||d loss / d logits_n||_1 that was left out of the gradient (at most skip).
     """

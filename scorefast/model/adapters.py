@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def is_of_the_recipes_shape(saved: Checkpoint, settings: Model) -> bool:
-    """Whether `_add_lora` makes just such an adapter: as its run's recipe says, and its own configuration too."""
+    """Whether `add_lora` makes an adapter of this shape, by the recipe of its run and by its own configuration."""
     if saved.recipe is None or saved.recipe.model.lora != settings.lora:
         return False
     own = plain_lora(saved.path)
@@ -34,14 +34,14 @@ def is_of_the_recipes_shape(saved: Checkpoint, settings: Model) -> bool:
 
 
 def add_saved_adapter(model: LanguageModel, folder: Path, trainable: bool) -> AdaptedModel:
-    """The folder's weights, under a configuration of ours: PEFT reads adapter_config.json not at all."""
+    """The model with the folder's adapter. PEFT does not read adapter_config.json: `plain_lora` reads and checks it."""
     from peft import LoraConfig, get_peft_model
 
     require_sound_folder(folder)
     config = LoraConfig(**plain_lora(folder), inference_mode=not trainable)
     try:
         adapted = cast("AdaptedModel", get_peft_model(model, config))
-    except Exception as error:  # of another base: it can fail in any way
+    except Exception as error:  # an adapter of another base can fail in any way
         raise UserError(f"{folder}: this adapter cannot be loaded: {one_line(error)}") from None
     load_adapter(adapted, folder, trainable)
     return adapted
@@ -52,13 +52,13 @@ def load_adapter(adapted: AdaptedModel, folder: Path, trainable: bool) -> None:
     require_finite(folder)
     try:
         loaded = adapted.load_adapter(str(folder), "default", is_trainable=trainable)
-    except Exception as error:  # of another base, or damaged: it can fail in any way
+    except Exception as error:  # an adapter of another base, or a damaged one, can fail in any way
         raise UserError(f"{folder}: this adapter cannot be loaded: {one_line(error)}") from None
     require_same_names(str(folder), loaded.missing_keys, loaded.unexpected_keys)
 
 
 def require_same_names(path: str, missing: Iterable[str], foreign: Iterable[str]) -> None:
-    """The libraries leave out what they do not know, and make up what they do not find."""
+    """Raises UserError for missing and unknown tensors: the libraries initialise the former and ignore the latter."""
     for names, what in ((sorted(missing), "are missing"), (sorted(foreign), "are not known to the model")):
         if names:
             raise UserError(f"{path}: {len(names)} tensors {what}, the first is {shortened(names[0], 100)}")
@@ -97,6 +97,6 @@ def _new_lora(model: LanguageModel, settings: Model, backend: str, seed: int) ->
 
 
 def _linear_outside_the_decoder(model: LanguageModel) -> list[str]:
-    """The layers of a vision tower, where a model has one: no text passes through them. (PEFT leaves out the head.)"""
+    """Names of linear layers that no text passes through, as in a vision tower. PEFT itself leaves out the head."""
     inside = {id(module) for module in model.get_decoder().modules()} | {id(model.get_output_embeddings())}
     return [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) not in inside]

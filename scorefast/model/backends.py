@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 
 def resolve_backend(settings: Model) -> str:
-    """`auto` is unsloth on CUDA, else transformers. Raises UserError where what is needed is not installed (on CUDA,
-    transformers is only taken where the recipe names it), and where the card does not compute in the recipe's dtype."""
+    """`auto` is unsloth on CUDA, else transformers. On CUDA, transformers is used only where the recipe names it.
+
+    Raises UserError for a package that is not installed, and for a dtype that the card does not compute in.
+    """
     missing = {name for name in ("unsloth", "bitsandbytes") if importlib.util.find_spec(name) is None}
     backend = settings.backend
     if backend == "auto":
@@ -38,8 +40,8 @@ def resolve_backend(settings: Model) -> str:
 
 
 def import_backend(settings: Model) -> None:
-    """Unsloth patches transformers and peft as it is imported, so it has to come before them. Its statistics stay off,
-    its compiled code out of the working directory, and it calls no package manager."""
+    """Import Unsloth before transformers and peft, which it patches on import. Its statistics are off, its compiled
+    code stays out of the working directory, and it calls no package manager."""
     if resolve_backend(settings) == "unsloth":
         os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
         os.environ["UNSLOTH_AUTO_INSTALL"] = "0"
@@ -65,7 +67,7 @@ def load_with_transformers(
     loaded = AutoModelForCausalLM.from_pretrained(
         path,
         config=config,
-        generation_config=new_generation_config(),  # a folder's own is not even read
+        generation_config=new_generation_config(),  # the folder's own is not read
         dtype=dtype,
         quantization_config=four_bit.nf4(dtype) if settings.load_in_4bit else None,
         use_safetensors=True,
@@ -74,7 +76,7 @@ def load_with_transformers(
         **eager,
     )
     model, told = cast("tuple[LanguageModel, dict[str, set[str]]]", loaded)
-    quantized = getattr(config, "quantization_config", None) is not None  # it stores more than it names
+    quantized = getattr(config, "quantization_config", None) is not None  # such files hold tensors of their own
     return model, told["missing_keys"], set() if quantized else told["unexpected_keys"]
 
 
@@ -89,7 +91,7 @@ def load_with_unsloth(
         max_seq_length=settings.max_seq_length,
         dtype=dtype,
         load_in_4bit=settings.load_in_4bit,
-        use_exact_model_name=True,  # it would take a copy of its own, quantized otherwise, and ask the network for one
+        use_exact_model_name=True,  # else Unsloth asks the hub for its own quantized copy
         use_gradient_checkpointing=unsloths_checkpointing(settings),
         use_safetensors=True,
         trust_remote_code=False,
@@ -104,5 +106,5 @@ def unsloths_checkpointing(settings: Model) -> str | bool:
 
 
 def caps_attention(config: PretrainedConfig) -> bool:
-    """Gemma-2 soft-caps attention scores: transformers' default (sdpa) silently leaves that out, eager does it."""
+    """Whether attention scores have a soft cap, as in Gemma-2. The default, sdpa, drops it silently; eager does not."""
     return getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None

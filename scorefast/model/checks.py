@@ -14,8 +14,11 @@ from scorefast.model.policy import Policy, last_hidden
 
 
 def require_plain_head(policy: Policy) -> None:
-    """The loss computes logits itself, as softcap * tanh(h @ W^T / softcap), of hidden states in training: refuse a
-    model whose logits are others, whose hidden states change from pass to pass, or are others than in evaluation."""
+    """Check that logits are softcap * tanh(h @ W^T / softcap), which the loss computes from hidden states in training.
+
+    Raises UserError for a model with other logits, and for one whose hidden states change from pass to pass, or between
+    training and evaluation.
+    """
     ids = torch.tensor([policy.chat.first_turn("2 + 2 = ?")], device=policy.model.device)
     mask = torch.ones_like(ids)
     kind = policy.model.config.model_type
@@ -31,30 +34,30 @@ def require_plain_head(policy: Policy) -> None:
             f"{kind}: draws at random in training (it drops units or layers by its own configuration), which is not "
             "supported; set what does so in its config.json to 0"
         )
-    if (once - hidden).norm() > 0.2 * hidden.norm():  # other kernels, in 16 bit, make some per cent of a difference
+    if (once - hidden).norm() > 0.2 * hidden.norm():  # in 16 bit, other kernels differ by a few per cent
         raise UserError(f"{kind}: is another function in training than in evaluation, which is not supported")
     gap = (ours - theirs.log_softmax(-1)).abs().max().item()
     around = [logits - logits.mean() for logits in (theirs, ours)]
-    scale = (around[0] * around[1]).sum() / around[1].square().sum()  # 16-bit rounding, of many logits, leaves it at 1
+    scale = (around[0] * around[1]).sum() / around[1].square().sum()  # 16-bit rounding averages out over many logits
     if gap > 0.05 * theirs.abs().max().item() + 1e-3 or abs(scale.item() - 1) > 0.005:
         raise UserError(f"{kind}: its output head scales or shifts logits, which is not supported")
 
 
 def require_answers(policy: Policy) -> None:
-    """Refuse a model whose configuration makes it fail, or say nothing but NaN, where it is asked a first question."""
+    """Raises UserError for a model that fails on a first question, or whose logits hold NaN or +infinity there."""
     kind = policy.model.config.model_type
     try:
         logits, _ = _sampled_logits(policy, policy.chat.first_turn("2 + 2 = ?"))
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # somebody else's numbers: they can fail in any way
+    except Exception as error:  # an untrusted configuration can fail in any way
         raise UserError(f"{kind}: fails on a first question: {one_line(error)}; is its config.json whole?") from None
     if logits.isnan().any() or logits.isposinf().any():
         raise UserError(f"{kind}: says NaN or infinity to a first question; is its config.json whole?")
 
 
 def require_trained_as_sampled(policy: Policy) -> None:
-    """Refuse a model that samples other logits than it trains on, or whose 4-bit layers give a wrong gradient.
+    """Raises UserError for a model that samples other logits than it trains on, or with wrong 4-bit gradients.
 
     The check generates first: a layer that changes itself, as bitsandbytes' do on some CPUs, does so then. A gradient
     above 0 proves nothing, since residual connections carry a part of it past a layer that drops its own. So every
@@ -70,7 +73,7 @@ def require_trained_as_sampled(policy: Policy) -> None:
         trained = log_softmax_head(hidden.to(policy.head.dtype), policy.head, policy.softcap, 1.0)
         logp = sampled.log_softmax(-1)
         kl = (logp.exp() * (logp - trained)).sum(-1).max().item()
-        if not kl < 0.2:  # in 16 bit, kernels for one row and for many round differently, and leave a hundredth of it
+        if not kl < 0.2:  # in 16 bit, kernels for one row and for many round differently: a hundredth of that
             raise UserError(f"{kind}: samples from another distribution than it trains on (KL {kl:.2g}), not supported")
         wrong = _wrong_gradient(policy, ids) if four_bit.layers(policy.model) else None
         if wrong is not None:
@@ -111,7 +114,7 @@ def _wrong_gradient(policy: Policy, ids: Tensor) -> str | None:
 
 
 def _gradients(policy: Policy, ids: Tensor) -> dict[str, Tensor]:
-    """Of sum_t -log p(y_t), by the name of what is trained."""
+    """{name: gradient} of sum_t -log p(y_t), for every trained parameter; ids (1, T)."""
     hidden = last_hidden(policy.model, ids, torch.ones_like(ids))[0, :-1]
     logp = log_softmax_head(hidden.to(policy.head.dtype), policy.head, policy.softcap, 1.0)
     loss = -logp.gather(-1, ids[0, 1:, None]).sum()

@@ -70,7 +70,7 @@ def in_plain_arithmetic(model: nn.Module) -> Iterator[None]:
 
 
 class _Dequantised(nn.Module):
-    """Holds no weights in 16 bit: they are made anew in every pass, the backward's too."""
+    """Dequantises the weights in every forward and backward pass, so that none are kept in 16 bit."""
 
     def __init__(self, layer: Linear4bit):
         super().__init__()

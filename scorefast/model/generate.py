@@ -37,7 +37,7 @@ def generate(
     leaves no room for a reply.
     """
     longest = max(map(len, prompts), default=0)
-    if longest + max_new_tokens > policy.max_length:  # Unsloth would cut it, with one warning
+    if longest + max_new_tokens > policy.max_length:  # Unsloth would truncate it with a warning
         raise UserError(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed model.max_seq_length = "
             f"{policy.max_length}; raise it"
@@ -63,10 +63,11 @@ def _generate_batch(
     pad, ends = policy.tokenizer.pad_token_id, policy.chat.end_tokens
     width = max(len(p) for p in prompts)
     device = next(policy.model.parameters()).device
+    # (B, T), left-padded
     input_ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
     attention_mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     with generating(policy), torch.no_grad():
-        output = policy.model.generate(
+        output = policy.model.generate(  # (B, T + new)
             input_ids=input_ids,
             attention_mask=attention_mask,
             generation_config=generation_config(pad, ends, max_new_tokens, temperature),
@@ -96,8 +97,8 @@ def generation_config(pad: int, ends: set[int], max_new_tokens: int, temperature
 
 @contextmanager
 def generating(policy: Policy) -> Iterator[None]:
-    """Evaluation mode for the time of a rollout; the state it was in comes back. Unsloth's `generate` leaves other
-    flags behind than it found: mode, checkpointing, cache, padding side."""
+    """Evaluation mode during a rollout; restores the state before it. Unsloth's `generate` changes flags for good:
+    mode, checkpointing, cache, padding side."""
     model, tokenizer = policy.model, policy.tokenizer
     flags: list[tuple[object, str]] = [(model.config, "use_cache"), (tokenizer, "padding_side")]
     flags += [(module, "gradient_checkpointing") for module in model.modules()]

@@ -61,7 +61,7 @@ def load_policy(recipe: Recipe, checkpoint: Checkpoint | None = None, *, trainab
     else:
         model.requires_grad_(False)
         saved = checkpoint if checkpoint is not None and checkpoint.is_adapter else None
-        # What is trained on is made by Unsloth where it can be, for its kernels: Stage II as Stage I.
+        # Unsloth makes an adapter that is trained further where it can, for its kernels: Stage II runs as Stage I.
         if saved and not (trainable and backend == "unsloth" and is_of_the_recipes_shape(saved, settings)):
             model = add_saved_adapter(model, saved.path, trainable)
         elif trainable:
@@ -85,9 +85,9 @@ def load_policy(recipe: Recipe, checkpoint: Checkpoint | None = None, *, trainab
 def load_merged(recipe: Recipe, checkpoint: Checkpoint) -> LanguageModel:
     """The checkpoint as one plain float32 model on the CPU, without adapter. Takes 4 bytes a parameter.
 
-    In float32 whatever it was trained in: a 16-bit base becomes float32 exactly, the sum W + BA is exact to 1e-7, and
-    the caller's cast rounds once. Added in 16 bit, BA would be rounded before the sum, and a float32 base too; added
-    to 4-bit weights, the sum would be quantized again, at steps far larger than most of BA.
+    float32 keeps the merge exact: a 16-bit base converts exactly, W + BA is exact to 1e-7, and the caller's cast rounds
+    once. In 16 bit, BA and a float32 base would be rounded before the sum. In 4 bit, the sum would be quantized again,
+    at steps far larger than most of BA.
     """
     source = model_path(recipe.model.name) if checkpoint.is_adapter else str(checkpoint.path)
     settings = recipe.model.model_copy(update={"load_in_4bit": False, "dtype": "float32"})
@@ -104,12 +104,12 @@ def _train_all_but_embeddings(model: LanguageModel) -> None:
 
 
 def _without_dropout(model: nn.Module) -> None:
-    """A model is trained on what it samples, as it samples it, and held near itself: one function, with no noise."""
+    """Set every dropout to 0: the model that samples, trains and serves as reference is one function."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name in [name for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]:
-            setattr(module, name, 0.0)  # of attention, and of what calls nn.functional.dropout
+            setattr(module, name, 0.0)  # of attention, and of calls of nn.functional.dropout
 
 
 def _load_base(settings: Model, backend: str, path: str) -> LanguageModel:
@@ -122,28 +122,28 @@ def _load_base(settings: Model, backend: str, path: str) -> LanguageModel:
         model, missing, foreign = load(settings, path, dtype, config)
     except UserError:
         raise
-    except Exception as error:  # somebody else's files: they can fail in any way
+    except Exception as error:  # untrusted files can fail in any way
         raise UserError(f"model {path}: cannot be loaded: {one_line(error)}") from None
     require_same_names(f"model {path}", missing, foreign)
     if (file := file_of(path, "config.json", download=False)) is not None:
-        require_plain_types(file.parent)  # of the hub's copy, which is whole only now
+        require_plain_types(file.parent)  # the hub's copy is complete only after the load
         require_finite(file.parent)
-    model.generation_config = new_generation_config()  # what its folder says of sampling counts for nothing
+    model.generation_config = new_generation_config()  # the folder's sampling settings are ignored
     four_bit.keep_unpacked(model)
     return_hidden_on_request(model)
     return model
 
 
 def shape_of_policy(recipe: Recipe, fake: FakeTensorMode) -> LanguageModel:
-    """The model ready to train, as `load_policy` makes it, of the tensors of a FakeTensorMode: shapes, and no numbers.
+    """The model ready to train, as `load_policy` makes it, with tensors of a FakeTensorMode: shapes without numbers.
 
-    Needs the model's configuration only. 4 bit is left to who counts bytes.
+    Needs only the model's configuration. Weights are in the recipe's dtype: the caller accounts for 4 bit.
     """
     settings, config = recipe.model, load_config(recipe.model.name)
     eager = {"attn_implementation": "eager"} if caps_attention(config) else {}
     try:
         model = built_of_shapes(config, dtype=getattr(torch, settings.dtype), **eager)
-    except Exception as error:  # somebody else's numbers: they can fail in any way
+    except Exception as error:  # an untrusted configuration can fail in any way
         raise UserError(f"model {settings.name!r}: cannot be built: {one_line(error)}") from None
     with torch.device("meta"):  # PEFT moves what it adds, which fake tensors do not allow
         model.requires_grad_(False)

@@ -1,7 +1,7 @@
-"""How much memory a stage will take, part by part, from the model's configuration alone: the step is rehearsed.
+"""Memory that a stage will take, part by part, from the model's configuration alone.
 
-Tensors of a FakeTensorMode have shapes and no numbers. The model is built of them, one rollout and one update are run,
-and the tensors alive at once are counted: every family, attention and adapter is planned by its own code.
+The model is built of a FakeTensorMode's tensors, which have shapes and no numbers. One rollout and one update run on
+it, and the bytes alive at once are counted. So every model family, attention and adapter is planned by its own code.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from scorefast.model.types import AdaptedModel, LanguageModel
 
 CUDA_CONTEXT = 500 << 20  # driver and libraries: assumed, not measured
-# Bytes of state a trained number; optimizers that are not here are planned as AdamW, with 8.
+# Bytes of state per trained parameter. An optimizer that is not listed counts as AdamW, with 8.
 OPTIMIZER_BYTES = {
     "adamw_8bit": 2,
     "adamw_bnb_8bit": 2,
@@ -40,14 +40,14 @@ OPTIMIZER_BYTES = {
     "sgd": 0,
     "adafactor": 0,
 }
-NF4_BYTES = 1 / 2 + 1 / 64 * (1 + 4 / 256)  # of a weight: 4 bits, and a byte for 64 of them, and a float32 for 256 such
-# What is alive while the model writes, while the loss is computed, while gradients flow back, and in the optimizer.
+NF4_BYTES = 1 / 2 + 1 / 64 * (1 + 4 / 256)  # a weight: 4 bits, a scale byte per 64 weights, a float32 per 256 scales
+# When memory is counted: in generation, in the loss, in the backward pass, in the optimizer's step.
 MOMENTS = ("rollout", "loss", "backward", "step")
 
 
 @dataclass(frozen=True)
 class Part:
-    """size: in bytes. moments: those of MOMENTS in which it is held. smaller: what to set to lower it."""
+    """size: bytes. moments: those of MOMENTS in which it is held. smaller: the recipe's keys that lower it."""
 
     name: str
     size: int
@@ -57,7 +57,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """parameters: all of the model's; trained: those with a gradient. tokens: of the sequences planned for."""
+    """parameters: of the model; trained: those with a gradient. tokens: of each sequence."""
 
     parameters: int
     trained: int
@@ -82,11 +82,11 @@ class Plan:
 def plan_memory(
     recipe: Recipe, stage: Stage1 | Stage2, *, tokens: int, generated: int, micro_batch: int, base: int
 ) -> Plan:
-    """A plan for sequences of `tokens` in all, `generated` of them written and `micro_batch` trained on at once.
-    (generated: 0 where the data's attempts are trained on, and nothing is validated.)
+    """A plan for sequences of `tokens` tokens.
 
-    base: bytes held before a model is loaded: of the process, or of the CUDA context on a GPU. What the allocator
-    loses between tensors, and what a backend's own kernels hold, is not counted.
+    generated: sequences generated at once; 0 if the stage trains on the data's attempts and validates nothing.
+    micro_batch: sequences trained on at once. base: bytes held before a model is loaded, of the process or of the CUDA
+    context. Not counted: what the allocator loses between tensors, and buffers of a backend's own kernels.
     """
     fake = FakeTensorMode()
     model = shape_of_policy(recipe, fake)
@@ -96,7 +96,7 @@ def plan_memory(
     adapter, count = sum(p.nbytes for p in trained), sum(p.numel() for p in trained)
     states = count * OPTIMIZER_BYTES.get(stage.optimizer, 8)
     section = "stage1" if isinstance(stage, Stage1) else "stage2"
-    # AdamW's square roots: on CUDA of all that is trained at once, else of one tensor.
+    # AdamW's square roots: on CUDA of all trained parameters at once, else of one tensor.
     largest = max(p.numel() for p in trained)
     roots = 4 * (count if torch.cuda.is_available() else largest) if states == 8 * count else 0
     full, packed = recipe.model.tuning == "full", recipe.model.load_in_4bit
@@ -131,16 +131,16 @@ def plan_memory(
 
 
 def memory_here() -> tuple[str, int, int]:
-    """(the device that a run would use, its bytes that are free to be used, those taken before a model is loaded)."""
+    """(the device that a run would use, its free bytes, bytes taken before a model is loaded)."""
     if torch.cuda.is_available():
-        free, _ = torch.cuda.mem_get_info()  # with a context of this process's own already made
+        free, _ = torch.cuda.mem_get_info()  # the context of this process exists by now
         return torch.cuda.get_device_name(0), free + CUDA_CONTEXT, CUDA_CONTEXT
     held = psutil.Process().memory_info().rss
     return "this machine", psutil.virtual_memory().available + held, held
 
 
 def _frozen_bytes(model: LanguageModel, four_bit: bool) -> tuple[int, int]:
-    """(of the frozen weights, of the largest one spread out of 4 bit)."""
+    """(bytes of the frozen weights, bytes of the largest one dequantised from 4 bit)."""
     head = model.get_output_embeddings()
     packed = {
         id(m.weight): m.weight.numel()
@@ -153,7 +153,7 @@ def _frozen_bytes(model: LanguageModel, four_bit: bool) -> tuple[int, int]:
 
 
 def _rollout_bytes(model: LanguageModel, batch: int, tokens: int, new: int) -> tuple[int, int]:
-    """(of the KV cache of whole sequences, of what else is alive beside it: the prompt's pass, a token's pass)."""
+    """(bytes of the KV cache of whole sequences, bytes alive beside it in the prompt's or a token's pass)."""
 
     def step(length: int, cached: Cache | None = None) -> Cache:
         ids = torch.zeros(batch, 1 if cached else length, dtype=torch.int64)
@@ -167,7 +167,7 @@ def _rollout_bytes(model: LanguageModel, batch: int, tokens: int, new: int) -> t
         with _alive() as prompt:
             step(max(1, tokens - new))
         with _alive() as token:
-            cache = step(tokens - 1, step(tokens - 2))  # a sliding window is cut to its size by the first new token
+            cache = step(tokens - 1, step(tokens - 2))  # the first new token cuts a sliding window to its size
             token.forget_peak()
             held = token.now
             step(tokens, cache)
@@ -175,7 +175,7 @@ def _rollout_bytes(model: LanguageModel, batch: int, tokens: int, new: int) -> t
 
 
 def _update_bytes(model: LanguageModel, batch: int, tokens: int, checkpointing: bool) -> tuple[int, int]:
-    """(of what the forward leaves for the backward, of what else is alive in the backward)."""
+    """(bytes that the forward keeps for the backward, bytes alive beside them in the backward)."""
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
@@ -196,13 +196,13 @@ def _update_bytes(model: LanguageModel, batch: int, tokens: int, checkpointing: 
 def _logits_bytes(recipe: Recipe, rows: int, model: LanguageModel) -> int:
     v = model.get_output_embeddings().weight.shape[0]
     if recipe.loss.impl == "reference":
-        return rows * v * 4 * 8  # policy and reference, in float32, each: logits, log-softmax, softmax, a gradient
+        return rows * v * 4 * 8  # float32, policy and reference: logits, log-softmax, softmax, gradient
     a_row = v * (2 * 4 + (0 if recipe.model.dtype == "float32" else 2))
     return min(rows * a_row, max(a_row, recipe.loss.buffer_mb << 20 if recipe.loss.buffer_mb else BUFFER_BYTES))
 
 
 class _Alive(TorchDispatchMode):
-    """Counts the bytes of the storages that operations make, as long as they live."""
+    """Counts the bytes of storages that operations allocate, while they are alive."""
 
     def __init__(self) -> None:
         super().__init__()

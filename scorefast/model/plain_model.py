@@ -1,7 +1,7 @@
-"""What a model's folder may hold: a plain configuration and plain weights. Checked before a library loads them.
+"""Checks of a model's folder before a library loads it: a plain configuration and plain weights.
 
-No file of a folder decides where code comes from, how attention is computed, how weights are stored, or how much time
-and memory is taken before a weight is read.
+No file of the folder decides where code comes from, how attention is computed, how weights are stored, or how much time
+and memory the load takes before a weight is read.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def require_sound_model(folder: Path) -> None:
 
 
 def require_plain_config(path: Path) -> None:
-    """Raises UserError for what reaches out of the folder, for weights of a kind that is not supported, and for numbers
-    that no model has: memory and time would be taken for them."""
+    """Raises UserError for a key that names something outside the folder, for weights in an unsupported format, and for
+    numbers that no model has: the library would take memory and time for them."""
     for key, value in _leaves(read_json(path)):
         shown = f"{path}: {shortened(key, 50)} is {shortened(repr(value), 50)}"
         if key.endswith(("attn_implementation", "attn_implementation_internal")):
@@ -82,7 +82,7 @@ def _require_sane(key: str, value: int | float, shown: str) -> None:
 
 
 def _leaves(tree: object, key: str = "") -> Iterator[tuple[str, object]]:
-    """Every (key, value) at any depth; what stands in a list, under the list's key."""
+    """Every (key, value) at any depth. Items of a list come under the list's key."""
     if key:
         yield key, tree
     if isinstance(tree, dict):
@@ -94,7 +94,7 @@ def _leaves(tree: object, key: str = "") -> Iterator[tuple[str, object]]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Those that are loaded: the libraries prefer a single file to an index."""
+    """The files that are loaded: the libraries prefer a single file to an index."""
     for name in ("model.safetensors", "adapter_model.safetensors"):
         if (folder / name).is_file():
             return [folder / name]
@@ -105,8 +105,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def require_plain_types(folder: Path) -> None:
-    """Raises UserError for integer, boolean, complex and 8-bit weights: a library would cast them, without the scales
-    that belong to some. Reads headers alone."""
+    """Raises UserError for integer, boolean, complex and 8-bit weights: a library would cast them and drop their
+    scales. Reads only headers."""
     from safetensors import safe_open
 
     config = folder / "config.json"
@@ -142,14 +142,14 @@ def require_finite(folder: Path) -> None:
         with safe_open(path, framework="pt") as file:
             for name in sorted(file.keys()):
                 tensor = file.get_tensor(name)
-                # Both ends are NaN where one number is. (Many times faster than torch.isfinite, and without a copy.)
+                # Both ends are NaN if any value is. Many times faster than torch.isfinite, and without a copy.
                 ends = tensor.aminmax() if tensor.is_floating_point() and tensor.numel() else ()
                 if not all(math.isfinite(end) for end in ends):
                     raise UserError(f"{path}: {shortened(name, 100)} holds NaN or infinite values; damaged?")
 
 
 def read_config(path: str) -> PretrainedConfig:
-    """A folder's configuration, or that of the hub's copy, which is fetched first: the network has time of its own."""
+    """A folder's configuration, or that of the hub's copy. The download is not within the time bound."""
     from transformers import AutoConfig
 
     file = file_of(path, "config.json")
@@ -160,21 +160,20 @@ def read_config(path: str) -> PretrainedConfig:
 
 
 def file_of(path: str, name: str, *, download: bool = True) -> Path | None:
-    """A file of a model's folder, or of the hub's cache of it; None where there is none to be had."""
+    """A file of a model's folder, or of the hub's cache of it; None if there is none."""
     from transformers.utils import cached_file
 
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
     try:
         found = cached_file(path, name, local_files_only=not download, **quiet)
-    except OSError:  # who asks for the file itself is told why
+    except OSError:  # loading the file itself tells why
         return None
     return None if found is None else Path(found)
 
 
 def require_weights_for(config: PretrainedConfig, folder: Path) -> None:
-    """Raises ValueError where a folder's configuration tells of far more parameters than its files can hold, or of
-    larger tables beside them: memory for them would be taken before the first is missed. (Nothing is stored at less
-    than 2 bits a parameter.)"""
+    """Raises ValueError if a folder's configuration has far more parameters, or larger tables, than its files can hold:
+    the library would allocate them before it finds one missing. No format stores less than 2 bits a parameter."""
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if stored:
         model = built_of_shapes(config)
@@ -186,7 +185,7 @@ def require_weights_for(config: PretrainedConfig, folder: Path) -> None:
 
 
 def built_of_shapes(config: PretrainedConfig, **settings: object) -> LanguageModel:
-    """The model on torch's meta device, within bounds: a configuration can ask for anything."""
+    """The model on torch's meta device, within CONFIG_WORK: a configuration can ask for anything."""
     from transformers import AutoModelForCausalLM
 
     with bounded_work(*CONFIG_WORK), torch.device("meta"):

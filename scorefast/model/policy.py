@@ -1,4 +1,4 @@
-"""The policy: a model, its chat format, and the reference that it is held near."""
+"""The policy: a model, its chat format, and the reference of the KL penalty."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Policy:
-    """A model, how to talk to it, and the reference it is held near (itself without adapter, or a frozen copy).
+    """A model, its chat format, and its reference: a frozen copy, or else the model without its adapter.
 
     max_length: tokens of prompt and reply together.
     """
@@ -44,7 +44,7 @@ class Policy:
 
     @property
     def head(self) -> Tensor:
-        """(V, D): the output embedding, frozen in every kind of tuning, so policy and reference share it."""
+        """(V, D), the output embedding. Every kind of tuning freezes it, so policy and reference share it."""
         return self.model.get_output_embeddings().weight
 
     @contextmanager
@@ -59,7 +59,7 @@ class Policy:
 
 
 def return_hidden_on_request(model: LanguageModel) -> None:
-    """Teach `forward` a keyword, return_hidden=True: last hidden states (B, T, D) instead of logits (B, T, V).
+    """Add a keyword to `forward`, return_hidden=True: last hidden states (B, T, D) instead of logits (B, T, V).
 
     A keyword of forward, not a call of the inner model, so that PEFT and DDP wrappers see the pass.
     """
@@ -82,8 +82,8 @@ def last_hidden(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> 
 
 
 def settings_to_save(chat: ChatFormat) -> GenerationConfig:
-    """The generation_config.json of a model that leaves: how a reply ends. Not the base's own: that may lack the token
-    that closes a turn, or sample, or hold what transformers will not save."""
+    """The generation_config.json of a saved model: which tokens end a reply. The base's own may lack the token that
+    closes a turn, may sample, or may hold what transformers refuses to save."""
     own = chat.tokenizer
     return new_generation_config(
         bos_token_id=own.bos_token_id, eos_token_id=sorted(chat.end_tokens), pad_token_id=own.pad_token_id
@@ -92,7 +92,7 @@ def settings_to_save(chat: ChatFormat) -> GenerationConfig:
 
 def save_policy(policy: Policy, folder: Path) -> None:
     """An ordinary PEFT folder (a model folder after full fine-tuning), safetensors, with tokenizer and template."""
-    adapter = hasattr(policy.model, "peft_config")  # of which PEFT would ask the hub whether the vocabulary has grown
+    adapter = hasattr(policy.model, "peft_config")  # PEFT would ask the hub whether its vocabulary has grown
     if not adapter:
         policy.model.generation_config = settings_to_save(policy.chat)
     policy.model.save_pretrained(str(folder), **({"save_embedding_layers": False} if adapter else {}))

@@ -17,7 +17,7 @@ from scorefast.schema import Recipe
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-CONFIGS = PACKAGE / "assets" / "configs"  # of models that recipes name, so that they can be planned for offline
+CONFIGS = PACKAGE / "assets" / "configs"  # of models that recipes name: they can be planned for offline
 
 
 def load_tokenizer(name: str, *, download: bool = True) -> PreTrainedTokenizerFast:
@@ -25,14 +25,14 @@ def load_tokenizer(name: str, *, download: bool = True) -> PreTrainedTokenizerFa
 
     require_sound_files(model_path(name))
     if file_of(model_path(name), "config.json", download=download) is not None:
-        load_config(name)  # within bounds: AutoTokenizer reads it too
+        load_config(name)  # AutoTokenizer reads it too: check it first
     if (file := file_of(model_path(name), "tokenizer.json", download=download)) is not None:
         require_sound_tokenizer(file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             model_path(name), local_files_only=not download, trust_remote_code=False
         )
-    except BaseException as error:  # somebody else's files: they can fail in any way, in Rust too
+    except BaseException as error:  # untrusted files can fail in any way, in Rust too
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(f"model {name!r}: {hub_error_message(name, 'tokenizer', error)}") from None
@@ -43,10 +43,10 @@ def load_tokenizer(name: str, *, download: bool = True) -> PreTrainedTokenizerFa
 
 
 def chat_format(recipe: Recipe, *, download: bool = True) -> ChatFormat:
-    """How the recipe's model is talked to; loads its tokenizer and configuration alone. Padding is never attended to:
-    where the model has no token for it, the end of the sequence pads, or else the closing token.
+    """The chat format of the recipe's model. Loads its tokenizer and configuration, no weights.
 
-    Raises UserError where the template is unfit.
+    A model without a padding token pads with its end of sequence, or else with the closing token: padding is never
+    attended to. Raises UserError for a template that cannot be served.
     """
     name = recipe.model.name
     tokenizer = load_tokenizer(name, download=download)
@@ -56,7 +56,7 @@ def chat_format(recipe: Recipe, *, download: bool = True) -> ChatFormat:
         chat = ChatFormat(tokenizer, vocabulary=rows, **recipe.prompt.model_dump())
     except ValueError as error:
         raise UserError(f"model {error}") from None
-    except Exception as error:  # its tokenizer and template are somebody else's: they can fail in any way
+    except Exception as error:  # an untrusted tokenizer or template can fail in any way
         raise UserError(f"model {name!r}: its chat template and tokenizer fail: {one_line(error)}") from None
     fit = (token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, chat.end_of_turn) if token is not None)
     pad = next(token for token in fit if rows is None or token < rows)
@@ -66,7 +66,7 @@ def chat_format(recipe: Recipe, *, download: bool = True) -> ChatFormat:
 
 
 def load_config(name: str) -> PretrainedConfig:
-    """A model's configuration: from its folder, from those that come with the package, else from the hub."""
+    """A model's configuration: from its folder, from the package's assets, or else from the hub."""
     shipped = CONFIGS / name.replace("/", "--")
     path = str(shipped) if shipped.is_dir() and not Path(name).is_dir() else model_path(name)
     require_sound_files(path)
@@ -74,7 +74,7 @@ def load_config(name: str) -> PretrainedConfig:
         return read_config(path)
     except UserError:
         raise
-    except Exception as error:  # somebody else's file: it can fail in any way
+    except Exception as error:  # an untrusted file can fail in any way
         raise UserError(f"model {name!r}: {hub_error_message(name, 'configuration', error)}") from None
 
 

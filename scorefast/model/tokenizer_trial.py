@@ -1,7 +1,7 @@
-"""A stranger's tokenizer.json is tried in a process of its own, before the library loads it here. Imports no torch.
+"""Tries an untrusted tokenizer.json in a process of its own before the library loads it here. Imports no torch.
 
-The library is written in Rust: what fails there can end the process, and a pattern that runs for ever cannot be
-stopped. `require_sound_tokenizer` asks, `python -m scorefast.model.tokenizer_trial FILE` answers: nothing, or why not.
+The library is written in Rust: a failure there can end the process, and a pattern that runs for ever cannot be stopped.
+`require_sound_tokenizer` runs `python -m scorefast.model.tokenizer_trial FILE`, which prints nothing, or the reason.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ KINDS = " \t\n\r\u00a0\u3000aAzZ09_-.,'\"!?#/(\\éλж中あ한अ\u0301🙂"
 PIPELINE = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 REFUSED = 3  # the exit code with which the trial says why
 
-_verdicts: dict[str, str] = {}  # by a file's digest: why not, or nothing
+_verdicts: dict[str, str] = {}  # by a file's digest: the reason against it, or nothing
 
 
 def require_sound_tokenizer(path: Path) -> None:
-    """Raises UserError, one line, where the file makes the library fail, run for ever or take memory without bound."""
+    """Raises UserError, one line, for a file with which the library fails, runs for ever or takes unbounded memory."""
     if not path.is_file() or path.stat().st_size > LARGEST_TOKENIZER:
         raise UserError(f"{path}: not a file of at most {LARGEST_TOKENIZER:,} bytes")
     with path.open("rb") as file:
@@ -74,13 +74,13 @@ def main(path: Path) -> None:
         told = read_json(path, LARGEST_TOKENIZER)
         require_bounded(told)
         _try(path, {*KINDS, *"".join(pattern for _, pattern in _patterns(told))})
-    except Exception as error:  # somebody else's file: it can fail in any way
+    except Exception as error:  # an untrusted file can fail in any way
         print(one_line(error).removeprefix(f"{path}: "))
         raise SystemExit(REFUSED) from None
 
 
 def _try(path: Path, kinds: set[str]) -> None:
-    """Load it, and encode and decode: a run of every kind of character, and of those that its patterns name."""
+    """Load the file, then encode and decode a run of every kind of character, `kinds` included."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(path))
@@ -97,7 +97,7 @@ def _try(path: Path, kinds: set[str]) -> None:
 
 
 def _patterns(tokenizer: dict[str, object]) -> Iterator[tuple[str, str]]:
-    """("Regex" or "String", a pattern) of all that reads text by patterns."""
+    """("Regex" or "String", pattern) of every part of the pipeline that has a pattern."""
     for part in _parts([tokenizer.get(key) for key in PIPELINE]):
         pattern = part.get("pattern")
         for kind, text in pattern.items() if isinstance(pattern, dict) else ():
@@ -106,8 +106,8 @@ def _patterns(tokenizer: dict[str, object]) -> Iterator[tuple[str, str]]:
 
 
 def require_bounded(tokenizer: dict[str, object]) -> None:
-    """Raises ValueError for a pattern that can take exponential time, and for what rewrites text to many times its
-    length. The library runs patterns by backtracking."""
+    """Raises ValueError for a pattern that can take exponential time, and for parts that rewrite text to many times its
+    length. The library matches patterns by backtracking."""
     for kind, pattern in _patterns(tokenizer):
         if kind == "Regex":
             require_plain_pattern(pattern)
@@ -148,8 +148,8 @@ _TOKEN = re.compile(
 
 
 def require_plain_pattern(pattern: str) -> None:
-    """Raises ValueError where a part that may be repeated can itself match text of several lengths, or in several ways
-    (it repeats, or chooses): backtracking then tries every way. And for a pattern that refers to itself."""
+    """Raises ValueError if a repeated part can itself match in several ways, since it repeats or chooses: backtracking
+    then tries every way. Raises it for a pattern that refers to itself, too."""
     at, last, stack = 0, False, [False]  # stack: whether the group so far can match in several ways
     while at < len(pattern):
         found = _TOKEN.match(pattern, at)
