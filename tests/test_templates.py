@@ -239,7 +239,7 @@ def test_system_form_and_options_are_in_the_prompt_of_every_command(tmp_path):
         ("prompt.options.enable_thinking=false", "takes no option 'enable_thinking' (prompt.options)"),
         ("prompt.question=Say {question} and {question}", "question must contain {question} exactly once"),
         ("prompt.question=Say it", "question must contain {question} exactly once"),
-        ("prompt.options.messages=1", "messages is passed to every template"),
+        ("prompt.options.messages=1", "messages is reserved: the tokenizer passes it to every template"),
         ("prompt.history=dropped", "prompt.history"),
     ],
 )

@@ -138,7 +138,7 @@ def test_tensors_that_the_model_does_not_know_are_counted(adapter, model, recipe
 def test_an_adapter_of_the_shared_head_is_refused(adapter, recipe):
     head = {"base_model.model.lm_head.lora_A.weight": torch.ones(4, 64)}
     change_tensors(adapter / "adapter_model.safetensors", lambda tensors: tensors | head)
-    assert "adapts lm_head, which the trained and the original model share" in refused_adapter(adapter, recipe)
+    assert "adapts lm_head, which the trained model shares with the original" in refused_adapter(adapter, recipe)
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""From a source to examples: readers of files, columns of known layouts, splits, near duplicates, prepared folders."""
+"""Read files of rows into examples: common layouts, splits, near duplicates and prepared folders."""

@@ -1,1 +1,1 @@
-"""Files: whole or not there, read within bounds, sealed; and folders of models that other people wrote."""
+"""File access: atomic writes, bounded reads, seals, and checks of untrusted model folders."""

@@ -1,1 +1,1 @@
-"""Is a reply right? Which part of it counts (`answer`), the graders (`grade`), and reward functions (`function`)."""
+"""Grade replies: `answer` extracts the answer, `grade` has the graders, `function` calls reward functions."""
