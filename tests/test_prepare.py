@@ -416,11 +416,12 @@ def test_the_way_from_gsm8k_to_score_data_in_the_readme(tmp_path):
         return done.stderr.split()[0]
 
     one, any_of = make("--model", "175b_verification"), make()
-    assert f"Of the 660 questions of it that were tried here, {any_of} have a wrong solution ({one} if only" in text
+    counted = f"Of the 660 questions that were tried here, {any_of} have a wrong solution, or {one} with `--model "
+    assert counted + "175b_verification`." in text
     manifest = prepared(tmp_path, tmp_path / "gsm8k.csv")[0].manifest
     splits = manifest["splits"]
-    assert f"keeps all {any_of}, splits them {splits['train']} train, {splits['validation']} validation, " in text
-    assert f"{splits['test']} test with" in text
+    parts = "{train} train, {validation} validation and {test} test rows".format(**splits)
+    assert f"keeps all {any_of} and splits them into {parts}" in text
     assert manifest["first_attempts"]["right"] == 0
     (row,) = list(csv.DictReader((tmp_path / "gsm8k.csv").open(encoding="utf-8")))[:1]
     assert set(row) == {"question", "original_answer", "correct_answer"}

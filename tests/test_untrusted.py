@@ -406,7 +406,7 @@ def test_metrics_go_to_no_service_that_only_a_checkpoint_names(tmp_path):
     start, said = Checkpoint("theirs", tmp_path, True, "tiny-gemma2", theirs), []
     ours = chosen_recipe("auto", [], start, said.append, rewards=True)
     assert (ours.report_to, ours.seed) == ("none", 5)
-    assert said[-1].startswith("report_to: 'wandb', as in ")
+    assert said[-1].startswith("report_to: 'wandb' of ")
     assert chosen_recipe("auto", ["report_to=wandb"], start, said.append, rewards=True) == theirs
 
 
