@@ -117,7 +117,7 @@ def test_quiet_silences_warnings_and_logs_of_libraries(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", open(tmp_path / "said", "w"))  # noqa: SIM115
     set_up_streams()
     for quiet in (True, False):
-        with cli._work(cli._console(quiet), load_recipe("tiny-cpu")):
+        with cli.loaded_libraries(cli._console(quiet), load_recipe("tiny-cpu")):
             warnings.warn(f"warned, quiet {quiet}", stacklevel=1)
             logging.getLogger("library").warning(f"logged, quiet {quiet}")
             print(f"printed, quiet {quiet}")
