@@ -38,7 +38,7 @@ test: install
 	TRITON_INTERPRET=1 $(BIN)/pytest -n 2 tests/test_kernels.py -k triton
 
 DOCS := .docs-venv
-PAGES := README.md CONTRIBUTING.md LICENSE data/README.md docs/*.md docs/*.png $(wildcard */results/*.md */results/*.png) tests/harness/results/*.md
+PAGES := README.md CONTRIBUTING.md CITATION.cff LICENSE data/README.md docs/*.md docs/*.png $(wildcard */results/*.md */results/*.png) tests/harness/results/*.md
 
 docs: $(DOCS)/installed
 	rm -rf build/docs build/site && mkdir -p build/docs

@@ -106,7 +106,7 @@ class TextChunks(BaseStreamer):
         pass
 
 
-def bounded_lines(stream: TextIO, most: int) -> Iterator[str]:
+def truncated_lines(stream: TextIO, most: int) -> Iterator[str]:
     """The lines of a stream, each cut after `most` characters."""
     while line := stream.readline(most):
         rest = line
@@ -118,7 +118,7 @@ def bounded_lines(stream: TextIO, most: int) -> Iterator[str]:
 def pipe(policy: Policy, recipe: Recipe, stream: TextIO, out: TextIO) -> None:
     """Read one question per line, write one JSON object per line; a question that is too long gets {"error": ...}."""
     responder = Responder(policy, recipe)
-    for line in bounded_lines(stream, responder.most_characters + 2):  # one more than allowed, and the line end
+    for line in truncated_lines(stream, responder.most_characters + 2):  # one more than allowed, and the line end
         question = line.strip()
         if not question:
             continue

@@ -132,7 +132,7 @@ def prepare(
     from scorefast.data.sources import source_files
     from scorefast.runs.checkpoint import open_checkpoint
     from scorefast.runs.folder import require_free
-    from scorefast.runs.recipes import chosen_recipe
+    from scorefast.runs.recipe_choice import chosen_recipe
 
     console = _console(quiet)
     if is_prepared(source):
@@ -278,7 +278,7 @@ def eval_(
     from scorefast.prepare import write_dropped_aside
     from scorefast.runs.checkpoint import open_checkpoint, require_same_terms
     from scorefast.runs.folder import claimed, require_free
-    from scorefast.runs.recipes import chosen_recipe
+    from scorefast.runs.recipe_choice import chosen_recipe
     from scorefast.ui.data_report import print_dataset
 
     console, part = _console(quiet), split_name(split)
@@ -328,7 +328,7 @@ def chat(
     """Ask a question and watch the first attempt, then the correction. /help lists the commands."""
     from scorefast.files.lines import stdin_text
     from scorefast.runs.checkpoint import open_checkpoint, require_same_terms
-    from scorefast.runs.recipes import chosen_recipe
+    from scorefast.runs.recipe_choice import chosen_recipe
     from scorefast.ui.console import InertConsole
 
     console = _console(quiet)

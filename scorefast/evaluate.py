@@ -17,12 +17,12 @@ from scorefast.data.example import Example
 from scorefast.errors import ReportNotWritten, UserError
 from scorefast.files.atomic import write_file
 from scorefast.files.text import printable
-from scorefast.grading.reward import grade_example
+from scorefast.grading.graded_example import grade_example
 from scorefast.model.load import load_policy
 from scorefast.model.tokenizer import chat_format
 from scorefast.probe import ProbeRates, probe
-from scorefast.rl.evaluate import evaluate, longest_conversation, require_room
-from scorefast.rl.rollout import generator
+from scorefast.rl.lengths import longest_conversation, require_room
+from scorefast.rl.rollout import evaluate, generator
 from scorefast.runs.checkpoint import Checkpoint
 from scorefast.runs.folder import claim_run
 from scorefast.schema import Recipe

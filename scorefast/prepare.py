@@ -27,7 +27,7 @@ from scorefast.data.reading import Kept, Reading, concatenated
 from scorefast.errors import UserError
 from scorefast.files.atomic import file_sha256, filled_at_the_end, write_aside, write_file
 from scorefast.files.bounded import JsonObject
-from scorefast.grading.reward import check_references, chosen_grader, grade_example
+from scorefast.grading.graded_example import check_references, chosen_grader, grade_example
 from scorefast.runs.folder import claimed
 from scorefast.runs.layout import DROPPED
 from scorefast.schema import Recipe

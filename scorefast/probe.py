@@ -7,8 +7,7 @@ from typing import TypedDict
 
 from scorefast.data.example import Example
 from scorefast.model.chat_format import ChatFormat
-from scorefast.rl.evaluate import GradeReply, grade_all
-from scorefast.rl.rollout import Generate, first_attempts, second_attempts
+from scorefast.rl.rollout import Generate, GradeReply, first_attempts, grade_all, second_attempts
 from scorefast.rl.trajectory import Attempt, attempt
 from scorefast.stats import Interval, wilson
 

@@ -308,9 +308,7 @@ class Stage1(Stage):
 
     @property
     def turns_sampled(self) -> int:
-        if self.method == "score":
-            return 2
-        return int(self.first_attempt == "sampled")
+        return int(self.first_attempt == "sampled") if self.method == "supervised" else 2
 
 
 class OriginReward(_Settings):

@@ -13,7 +13,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from scorefast.errors import Interrupted, RunError, StepDropped, UserError
 from scorefast.files.text import one_line
-from scorefast.grading.function import load_reward, try_reward
+from scorefast.grading.reward_function import load_reward, try_reward
 from scorefast.kernels import resolve_impl
 from scorefast.model.backends import resolve_backend
 from scorefast.model.chat_format import ChatFormat
@@ -22,7 +22,7 @@ from scorefast.model.memory import Plan, memory_here, plan_memory
 from scorefast.model.tokenizer import chat_format
 from scorefast.prepare import write_dropped_aside
 from scorefast.recipe import dump_recipe
-from scorefast.rl.evaluate import longest_conversation, require_room
+from scorefast.rl.lengths import longest_conversation, require_room
 from scorefast.rl.optimizers import require_usable
 from scorefast.rl.schedule import micro_batch_size
 from scorefast.rl.trainer import ScoreTrainer

@@ -140,10 +140,10 @@ def test_a_line_without_an_end_is_refused_and_the_next_one_answered(policy, reci
 
 @pytest.mark.parametrize("most", range(1, 9))
 def test_lines_are_cut_and_nothing_of_the_rest_comes_again(most):
-    from scorefast.chat import bounded_lines
+    from scorefast.chat import truncated_lines
 
     lines = ["\n", "ab\n", "", "abcde\n", "x\n", "abcdef"]
-    found = list(bounded_lines(io.StringIO("".join(lines)), most))
+    found = list(truncated_lines(io.StringIO("".join(lines)), most))
     assert found == [line[:most] for line in lines if line]
 
 

@@ -10,7 +10,7 @@ import pytest
 from scorefast.errors import UserError
 from scorefast.recipe import EMBEDDED_MODELS
 from scorefast.runs.checkpoint import find_base
-from scorefast.runs.recipes import model_location
+from scorefast.runs.recipe_choice import model_location
 from scorefast.schema import Recipe
 from tests.conftest import QUICK, SHIPPED, scorefast, scorefast_here
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from scorefast.files.seal import seal
 from scorefast.recipe import REFERENCE, UserError, dump_recipe, known_keys, load_recipe, recipe_folder, shipped_recipes
 from scorefast.runs.checkpoint import Checkpoint, open_checkpoint
-from scorefast.runs.recipes import chosen_recipe, resumed_recipe
+from scorefast.runs.recipe_choice import chosen_recipe, resumed_recipe
 from scorefast.runs.resume import change_recipe
 from scorefast.schema import Recipe
 from tests.conftest import REPOSITORY

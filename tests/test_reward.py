@@ -15,8 +15,8 @@ import torch
 from scorefast.data.example import Example
 from scorefast.data.load import load_dataset
 from scorefast.errors import UserError
-from scorefast.grading.function import load_reward, rewards_of, try_reward
-from scorefast.grading.reward import correctness_reward, grade_example
+from scorefast.grading.graded_example import correctness_reward, grade_example
+from scorefast.grading.reward_function import load_reward, rewards_of, try_reward
 from scorefast.recipe import load_recipe
 from scorefast.schema import Data
 from scorefast.ui.options import overrides
@@ -269,7 +269,7 @@ def test_the_origins_shaping_compares_grades_and_takes_no_function():
     from scorefast.runs.job import Job
 
     recipe = load_recipe(
-        "tiny-cpu", ["reward.function=scorefast.grading.reward:correctness_reward", "stage2.shaping=origin"]
+        "tiny-cpu", ["reward.function=scorefast.grading.graded_example:correctness_reward", "stage2.shaping=origin"]
     )
     with pytest.raises(UserError, match=r"stage2\.shaping=paper"):
         train.check(Job("stage2", recipe, load_dataset(str(SHIPPED), recipe.data), None, Path()))

@@ -25,7 +25,7 @@ from scorefast.model.tokenizer import load_config
 from scorefast.recipe import EMBEDDED_MODELS, dump_recipe, load_recipe
 from scorefast.runs.checkpoint import Checkpoint, open_checkpoint
 from scorefast.runs.layout import RECIPE
-from scorefast.runs.recipes import chosen_recipe
+from scorefast.runs.recipe_choice import chosen_recipe
 from scorefast.ui.plots import draw_learning_curve
 from tests.conftest import SHIPPED, scorefast, scorefast_here
 

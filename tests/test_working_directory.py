@@ -11,7 +11,7 @@ import pytest
 
 from scorefast.data.sources import read_rows
 from scorefast.errors import UserError
-from scorefast.grading.function import load_reward, rewards_of
+from scorefast.grading.reward_function import load_reward, rewards_of
 from tests.conftest import REPOSITORY, scorefast
 from tests.test_reward import ROWS
 

@@ -1,1 +1,1 @@
-"""Grade replies: `answer` extracts the answer, `grade` has the graders, `function` calls reward functions."""
+"""Grade replies: `answer` extracts the answer, `grade` has the graders, `reward_function` calls reward functions."""

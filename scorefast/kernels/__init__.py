@@ -35,7 +35,7 @@ def _settle_mkl() -> None:
     """Call once, on one element, what is later called by several threads at once.
 
     oneMKL 2024.2 chooses a function's kernel in its first call; when threads race for that, one of them may compute
-    its part with a kernel good for 4 digits (pytorch issue 188792). Seen here as a loss off by 1.6e-4.
+    its part with a kernel accurate to 4 digits (pytorch issue 188792). Seen here as a loss off by 1.6e-4.
     """
     for dtype in (torch.float32, torch.float64):
         one = torch.ones(1, dtype=dtype)

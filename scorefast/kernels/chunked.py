@@ -96,7 +96,7 @@ def make_buffers(rows: Rows, count: int, vocabulary: int) -> list[Tensor]:
 
 
 def statistics_and_dz(rows: Rows, head: Head, buffers: list[Tensor], *, gradient: bool) -> tuple[TokenStats, Tensor]:
-    """The statistics of C rows, and dz (C, V) in buffers[0]: d loss / d (h @ W^T + bias). No `gradient`, no dz.
+    """The statistics of C rows, and dz (C, V) in buffers[0]: d loss / d (h @ W^T + bias). `gradient` False: no dz.
 
     With raw = h @ W^T + bias, x = tanh(raw / softcap), scale = softcap / temperature, p = softmax(scale * x):
 

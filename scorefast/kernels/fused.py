@@ -1,5 +1,6 @@
 """The fused loss as one opaque operator: which rows, in which chunks, by which kernels; the gradient in the forward."""
 
+import importlib
 from typing import Protocol, cast
 
 import torch
@@ -94,11 +95,8 @@ def score_loss_op(
 
 
 def _kernels(impl: str) -> Kernels:
-    if impl == "triton":
-        from scorefast.kernels import triton
-
-        return triton
-    return chunked
+    """The module of that name beside this one. Raises ImportError if there is none."""
+    return cast(Kernels, importlib.import_module(f"scorefast.kernels.{impl}"))
 
 
 def _store(stats: dict[str, Tensor], chunk: Tensor, found: TokenStats) -> None:

@@ -60,8 +60,8 @@ class ChatFormat:
         return TemplateLayout(self.tokenizer, self.correction, self.system, self.options, self.thoughts)
 
     def template(self, turns: Sequence[str]) -> str:
-        """The system message, then `turns` of user and assistant, as the template writes them on every day, up to where
-        the next reply begins."""
+        """The system message and `turns` of user and assistant as the template writes them, up to where the next reply
+        begins. The date is fixed."""
         return self._layout.render(turns)
 
     def asked(self, question: str) -> str:

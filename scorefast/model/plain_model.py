@@ -48,7 +48,7 @@ def require_sound_model(folder: Path) -> None:
 
 def require_plain_config(path: Path) -> None:
     """Raises UserError for a key that names something outside the folder, for weights in an unsupported format, and for
-    numbers that no model has: the library would take memory and time for them."""
+    sizes far beyond any model: the library would take memory and time for them."""
     for key, value in _leaves(read_json(path)):
         shown = f"{path}: {shortened(key, 50)} is {shortened(repr(value), 50)}"
         if key.endswith(("attn_implementation", "attn_implementation_internal")):
@@ -149,7 +149,7 @@ def require_finite(folder: Path) -> None:
 
 
 def read_config(path: str) -> PretrainedConfig:
-    """A folder's configuration, or that of the hub's copy. The download is not within the time bound."""
+    """A folder's configuration, or that of the hub's copy. The time bound does not include the download."""
     from transformers import AutoConfig
 
     file = file_of(path, "config.json")

@@ -1,4 +1,4 @@
-"""Text to token ids, with no control token out of data. Imports no torch.
+"""Text to token ids. Data never yields a control token. Imports no torch.
 
 A prompt is a row of segments: text that the chat template writes, and data (questions, replies, instructions). The
 whole text is encoded at once, as `apply_chat_template` does. Where data spell out a control token, such as
@@ -111,7 +111,7 @@ def control_ids(tokenizer: PreTrainedTokenizerFast, written: set[int], vocabular
 
 
 def ids_outside_data(tokenizer: PreTrainedTokenizerFast, segments: Sequence[Segment]) -> set[int]:
-    """Ids of the tokens that take nothing from data: the template writes them itself."""
+    """Ids of the tokens that the template writes itself, without a character of data."""
     spans = _data_spans(segments)
     tokens = _tokenize(tokenizer, [joined(segments)])[0]
     return {token for token, start, end in tokens if not any(a < end and start < b for a, b in spans)}

@@ -158,7 +158,7 @@ class TemplateLayout:
 
     @cached_property
     def rewrites_history(self) -> bool:
-        """Whether the template writes a reply into the history otherwise than it was sampled."""
+        """Whether the template changes a reply when it writes it into the history."""
         if self.lead is None or self.tags is None:
             return self.lead is None
         thought, reply = f"{self.tags[0]}\nHm.\n{self.tags[1]}\n\n", "46"

@@ -171,10 +171,10 @@ def require_plain_pattern(pattern: str) -> None:
         elif kind == "repeat":
             once = found["repeat"] in ("?", "{0,1}", "{,1}", "{1}")
             if last and not once:
-                raise ValueError(f"has a pattern that repeats what repeats: {shortened(pattern, 60)!r}")
+                raise ValueError(f"has a pattern with nested quantifiers: {shortened(pattern, 60)!r}")
             # Here `{1,3}+` repeats a repeat: harmless at the end of an alternative alone, after which nothing can fail.
             if found["repeat"].startswith("{") and found["manner"] == "+" and pattern[at : at + 1] not in ("", "|"):
-                raise ValueError(f"has a pattern that repeats what repeats: {shortened(pattern, 60)!r}")
+                raise ValueError(f"has a pattern with nested quantifiers: {shortened(pattern, 60)!r}")
             fixed = re.fullmatch(r"\{\d+\}", found["repeat"]) is not None
             last = stack[-1] = True if not fixed else last
             stack[-1] |= not fixed

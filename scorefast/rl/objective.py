@@ -86,7 +86,7 @@ def coefficients(stage: Stage1 | Stage2, advantages: Tensor) -> TurnCoefficients
     if isinstance(stage, Stage2):
         kl = (stage.beta1, stage.beta1)
     else:
-        kl = (stage.beta2, stage.beta1 if stage.method == "score" else 0.0)
+        kl = (stage.beta2, stage.beta1 if stage.on_policy else 0.0)
     pg = advantages if stage.on_policy else torch.tensor([[0.0, 1.0]]).expand(b, 2)
     return TurnCoefficients(pg, torch.tensor([kl], dtype=torch.float32).expand(b, 2))
 

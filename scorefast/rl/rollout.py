@@ -6,14 +6,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from scorefast.data.example import Example
+from scorefast.grading.answer import Grade
 from scorefast.model.chat_format import ChatFormat
 from scorefast.model.generate import generate
 from scorefast.model.policy import Policy
 from scorefast.rl.trajectory import Attempt, Trajectory, attempt, data_attempt
 from scorefast.schema import Rollout, Stage1, Stage2
+from scorefast.stats import Graded
 
 # Token ids of prompts in; the new token ids of each out, with the closing token if it was sampled.
 Generate = Callable[[Sequence[list[int]]], list[list[int]]]
+GradeReply = Callable[[str, Example], Grade]
 RollOut = Callable[[Generate, ChatFormat, Sequence[Example]], list[Trajectory]]
 
 
@@ -85,3 +88,13 @@ def _trajectory(chat: ChatFormat, example: Example, first: Attempt, second: Atte
     retold = chat.prompt(example.question, first.ids) if chat.retells else None
     prompt, bridge = chat.first_turn(example.question), chat.next_turn(first.ids)
     return Trajectory(example, prompt, first, bridge, second, retold)
+
+
+def evaluate(generate: Generate, chat: ChatFormat, examples: Sequence[Example], grade: GradeReply) -> list[Graded]:
+    """Sample and grade both attempts at each question. `generate` sets the decoding; reported results are greedy."""
+    first = first_attempts(generate, chat, examples)
+    return grade_all(second_attempts(generate, chat, examples, first), grade)
+
+
+def grade_all(trajectories: Sequence[Trajectory], grade: GradeReply) -> list[Graded]:
+    return [Graded(t, grade(t.first.text, t.example), grade(t.second.text, t.example)) for t in trajectories]

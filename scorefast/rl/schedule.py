@@ -49,7 +49,8 @@ def micro_batch_size(stage: Stage1 | Stage2, processes: int = 1) -> int:
 
 
 def training_arguments(recipe: Recipe, stage: Stage1 | Stage2, run: Path, *, validate: bool) -> TrainingArguments:
-    return TrainingArguments(
+    """The Trainer's settings. Raises UserError as `micro_batch_size` does."""
+    arguments = TrainingArguments(
         output_dir=str(run),
         seed=recipe.seed,
         max_steps=stage.max_steps,
@@ -75,3 +76,8 @@ def training_arguments(recipe: Recipe, stage: Stage1 | Stage2, run: Path, *, val
         ddp_find_unused_parameters=False,
         use_cpu=not torch.cuda.is_available(),
     )
+    size = micro_batch_size(stage, arguments.world_size)
+    arguments.per_device_train_batch_size = size
+    arguments.gradient_accumulation_steps = stage.trajectories // (size * arguments.world_size)
+    arguments._n_gpu = 1  # no DataParallel, which would replicate the patched forward; torchrun uses all GPUs
+    return arguments

@@ -23,23 +23,22 @@ from transformers.trainer_callback import PrinterCallback
 
 from scorefast.data.example import Example
 from scorefast.errors import RunError
-from scorefast.grading.function import load_reward
-from scorefast.grading.reward import grade_example
+from scorefast.grading.graded_example import grade_example
+from scorefast.grading.reward_function import load_reward
 from scorefast.model.policy import Policy
 from scorefast.rl import monitor
 from scorefast.rl.batch import Batch
-from scorefast.rl.evaluate import evaluate
 from scorefast.rl.log_file import LogFile
 from scorefast.rl.loss import micro_batch_loss
 from scorefast.rl.oom import AutoBatchSize
 from scorefast.rl.optimizers import require_compatible_state
 from scorefast.rl.record import StepRecord, rollout_metrics
 from scorefast.rl.reporter import Reporter
-from scorefast.rl.rollout import RollOut
+from scorefast.rl.rollout import RollOut, evaluate
 from scorefast.rl.rollout import roll_out as default_roll_out
 from scorefast.rl.sampling import Sampler
 from scorefast.rl.saving import Checkpoints, RandomState, resuming
-from scorefast.rl.schedule import QuestionOrder, micro_batch_size, training_arguments
+from scorefast.rl.schedule import QuestionOrder, training_arguments
 from scorefast.rl.step import Processes, make_step
 from scorefast.runs.job import Job
 from scorefast.runs.log import Metrics
@@ -66,10 +65,7 @@ class ScoreTrainer(Trainer):
         roll_out: makes the trajectories; default, the stage's own."""
         recipe, stage = job.recipe, job.stage
         arguments = training_arguments(recipe, stage, job.folder, validate=bool(job.validation))
-        self.micro_batch = micro_batch_size(stage, arguments.world_size)
-        arguments.per_device_train_batch_size = self.micro_batch
-        arguments._n_gpu = 1  # no DataParallel, which would replicate the patched forward; torchrun uses all GPUs
-        arguments.gradient_accumulation_steps = stage.trajectories // (self.micro_batch * arguments.world_size)
+        self.micro_batch = arguments.per_device_train_batch_size
         self.policy, self.recipe, self.stage = policy, recipe, stage
         self.questions, self.validation = job.train, job.validation
         seed = 2 * recipe.seed + (stage.name == "stage2")  # the stages differ in question order and samples

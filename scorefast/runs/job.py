@@ -16,7 +16,7 @@ from scorefast.runs.folder import claimed, has_begun, lock_run, removed_on_failu
 from scorefast.runs.layout import Facts
 from scorefast.runs.owner import Owner
 from scorefast.runs.processes import world
-from scorefast.runs.recipes import chosen_recipe, resumed_recipe
+from scorefast.runs.recipe_choice import chosen_recipe, resumed_recipe
 from scorefast.runs.resume import require_same_beginning, start_provenance
 from scorefast.schema import Recipe, Stage1, Stage2, StageName
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from scorefast.data.example import Dataset
 from scorefast.files.atomic import write_file
 from scorefast.files.text import printable, shortened
-from scorefast.grading.reward import check_references, chosen_grader
+from scorefast.grading.graded_example import check_references, chosen_grader
 from scorefast.schema import GraderName
 from scorefast.ui.console import InertConsole
 from scorefast.ui.plots import load_pyplot

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 
 from scorefast.errors import UserError
-from scorefast.runs.recipes import model_location
+from scorefast.runs.recipe_choice import model_location
 from scorefast.schema import Recipe
 from scorefast.ui.console import InertConsole
 from scorefast.ui.streams import away_from_working_directory

@@ -33,8 +33,10 @@ def chosen_recipe(source: str, overrides: list[str], start: Checkpoint | None, n
             _require_named_by_the_user(start.path, recipe, overrides)
             recipe = _without_reporting(start.path, recipe, overrides, note)
     else:
-        source = recipe_for_this_machine() if source == "auto" else source
-        note(f"recipe: {source}")
+        default = source == "auto"
+        source = recipe_for_this_machine() if default else source
+        why = " (no CUDA with Unsloth here; its model only adds numbers)" if default and source == "tiny-cpu" else ""
+        note(f"recipe: {source}{why}")
         recipe = load_recipe(source, overrides)
     return _require_model(recipe)
 
@@ -55,6 +57,7 @@ def resumed_recipe(run: Path, stage: str, source: str, overrides: list[str], not
 
 
 def recipe_for_this_machine() -> str:
+    """gemma-2-2b-it with CUDA and Unsloth, else tiny-cpu."""
     if find_spec("unsloth") is None:
         return "tiny-cpu"
     import torch

@@ -1,30 +1,15 @@
-"""Sample both attempts at each question and grade them."""
+"""The longest conversation of a data set, which has to fit the context of the model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from scorefast.data.example import Example
 from scorefast.errors import UserError
-from scorefast.grading.answer import Grade
 from scorefast.model.chat_format import ChatFormat
-from scorefast.rl.rollout import Generate, first_attempts, second_attempts
-from scorefast.rl.trajectory import Trajectory
 from scorefast.schema import Recipe
-from scorefast.stats import Graded
 
 Given = Callable[[Example], tuple[str, str]]
-GradeReply = Callable[[str, Example], Grade]
-
-
-def evaluate(generate: Generate, chat: ChatFormat, examples: Sequence[Example], grade: GradeReply) -> list[Graded]:
-    """Sample and grade both attempts at each question. `generate` sets the decoding; reported results are greedy."""
-    first = first_attempts(generate, chat, examples)
-    return grade_all(second_attempts(generate, chat, examples, first), grade)
-
-
-def grade_all(trajectories: Sequence[Trajectory], grade: GradeReply) -> list[Graded]:
-    return [Graded(t, grade(t.first.text, t.example), grade(t.second.text, t.example)) for t in trajectories]
 
 
 def longest_conversation(
