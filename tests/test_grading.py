@@ -8,17 +8,19 @@ import threading
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from scorefast.grading import formulas
-from scorefast.grading.grade import GRADERS, auto_grader, grade, unusable_reference, without_question
+from scorefast.grading.grade import _GRADES, GRADERS, auto_grader, grade, unusable_reference, without_question
 from scorefast.grading.math_worker import MathWorker
 from scorefast.grading.numbers import parse_number
 from scorefast.grading.stated import final_number
 from scorefast.grading.thoughts import THOUGHTS, split_thoughts, without_thoughts
+from scorefast.schema import GraderName
 from tests.conftest import REPOSITORY, scorefast
 
 GSM8K = REPOSITORY.parent / "shared" / "data" / "gsm8k"
@@ -806,3 +808,7 @@ def test_a_bad_line_is_named(tmp_path, line, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_every_name_of_a_grader_has_one():
+    assert {*get_args(GraderName)} == {"auto", *GRADERS} == {"auto", *_GRADES}
