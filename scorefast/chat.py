@@ -20,7 +20,7 @@ from scorefast.errors import TooLong
 from scorefast.files.text import json_line, printable, shortened
 from scorefast.model.generate import generate
 from scorefast.model.policy import Policy
-from scorefast.rl.trajectory import attempt
+from scorefast.rl.rollout import attempt
 from scorefast.schema import Recipe
 from scorefast.ui.console import InertConsole
 

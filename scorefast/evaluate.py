@@ -20,13 +20,13 @@ from scorefast.files.text import printable
 from scorefast.grading.graded_example import grade_example
 from scorefast.model.load import load_policy
 from scorefast.model.tokenizer import chat_format
-from scorefast.probe import ProbeRates, probe
+from scorefast.probe import probe
 from scorefast.rl.lengths import longest_conversation, require_room
 from scorefast.rl.rollout import evaluate, generator
 from scorefast.runs.checkpoint import Checkpoint
 from scorefast.runs.folder import claim_run
 from scorefast.schema import Recipe
-from scorefast.stats import Graded, Result, summarize
+from scorefast.stats import Graded, ProbeRates, Result, summarize
 from scorefast.ui.progress import counting
 from scorefast.ui.tables import gains_lines, print_before_and_after, probe_table, results_table, unsure_lines
 

@@ -12,7 +12,6 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +21,7 @@ from scorefast import __version__
 from scorefast.data.example import COLUMNS, OPTIONAL, SPLITS, Dataset, Dropped, Example, Split
 from scorefast.data.leaks import Index, find_leaks, note_heavy_losses
 from scorefast.data.load import content_sha256, digests, read_questions
-from scorefast.data.prepared import MANIFEST, from_columns
+from scorefast.data.prepared import MANIFEST, Prepared, Preview, from_columns
 from scorefast.data.reading import Kept, Reading, concatenated
 from scorefast.errors import UserError
 from scorefast.files.atomic import file_sha256, filled_at_the_end, write_aside, write_file
@@ -49,15 +48,6 @@ MAX_MEASURED = 10_000  # rows whose tokens are counted and first attempts graded
 EXAMPLES_SHOWN = 3  # original answers whose grading `prepare` shows
 
 FillAttempts = Callable[[list[Example]], list[Example]]  # fills missing original answers
-Preview = list[tuple[str, list[tuple[str, bool]]]]  # (title, pieces of (text, whether it is a control token))
-
-
-@dataclass(frozen=True)
-class Prepared:
-    manifest: JsonObject
-    lengths: dict[str, list[int]]  # tokens of each measured row, for plots
-    limits: dict[str, int]  # the most tokens of each that the recipe allows
-    preview: Preview
 
 
 def prepare(

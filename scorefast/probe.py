@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
 
 from scorefast.data.example import Example
+from scorefast.data.trajectory import Attempt
 from scorefast.model.chat_format import ChatFormat
-from scorefast.rl.rollout import Generate, GradeReply, first_attempts, grade_all, second_attempts
-from scorefast.rl.trajectory import Attempt, attempt
-from scorefast.stats import Interval, wilson
-
-
-class Rate(TypedDict):
-    """right_after: the share that is right after turn 2, None if n is 0. ci95: its Wilson interval."""
-
-    right_after: float | None
-    ci95: Interval
-    n: int
-
-
-ProbeRates = dict[str, Rate]  # by the kind of replacement
+from scorefast.rl.rollout import Generate, GradeReply, attempt, first_attempts, grade_all, second_attempts
+from scorefast.stats import ProbeRates, wilson
 
 
 def probe(

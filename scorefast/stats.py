@@ -5,18 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
 from scorefast.grading.answer import Grade
 
 if TYPE_CHECKING:
+    from scorefast.data.trajectory import Trajectory
     from scorefast.files.bounded import JsonObject
-    from scorefast.rl.trajectory import Trajectory
 
 Interval = tuple[float, float]
 Z95 = 1.959963984540054
+
+
+class Rate(TypedDict):
+    """right_after: the share that is right after turn 2, None if n is 0. ci95: its Wilson interval."""
+
+    right_after: float | None
+    ci95: Interval
+    n: int
+
+
+ProbeRates = dict[str, Rate]  # by the kind of replacement
 
 
 @dataclass(frozen=True)

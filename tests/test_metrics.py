@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from scorefast.data.example import Example
+from scorefast.data.trajectory import Attempt, Trajectory
 from scorefast.grading.answer import Grade
-from scorefast.rl.trajectory import Attempt, Trajectory
 from scorefast.stats import Graded, mcnemar_exact, paired_bootstrap, summarize, wilson
 
 

@@ -17,8 +17,7 @@ from scorefast.model.load import load_policy
 from scorefast.rl.batch import collate
 from scorefast.rl.loss import micro_batch_loss
 from scorefast.rl.objective import TurnCoefficients
-from scorefast.rl.rollout import supervised_trajectories
-from scorefast.rl.trajectory import data_attempt
+from scorefast.rl.rollout import data_attempt, supervised_trajectories
 from scorefast.schema import Model
 from tests.conftest import SHIPPED
 

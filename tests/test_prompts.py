@@ -13,8 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from scorefast.data.load import load_dataset
 from scorefast.model.chat_format import ChatFormat
-from scorefast.rl.rollout import supervised_trajectories
-from scorefast.rl.trajectory import data_attempt
+from scorefast.rl.rollout import data_attempt, supervised_trajectories
 from scorefast.schema import CORRECTION, Data
 from tests.conftest import SHIPPED
 

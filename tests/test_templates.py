@@ -29,8 +29,7 @@ from scorefast.recipe import load_recipe, model_path
 from scorefast.rl.batch import collate
 from scorefast.rl.loss import micro_batch_loss
 from scorefast.rl.objective import TurnCoefficients
-from scorefast.rl.rollout import supervised_trajectories
-from scorefast.rl.trajectory import attempt, data_attempt
+from scorefast.rl.rollout import attempt, data_attempt, supervised_trajectories
 from scorefast.schema import CORRECTION
 from tests.conftest import QUICK, REPOSITORY, SHIPPED, scorefast
 

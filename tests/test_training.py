@@ -25,10 +25,9 @@ from scorefast.rl.loss import micro_batch_loss
 from scorefast.rl.objective import TurnCoefficients, coefficients
 from scorefast.rl.record import TIMING_METRICS
 from scorefast.rl.reporter import Reporter
-from scorefast.rl.rollout import supervised_trajectories, two_turn_rollout
+from scorefast.rl.rollout import data_attempt, supervised_trajectories, two_turn_rollout
 from scorefast.rl.schedule import QuestionOrder, micro_batch_size
 from scorefast.rl.trainer import ScoreTrainer
-from scorefast.rl.trajectory import data_attempt
 from scorefast.runs.signals import StopOnSignal
 from scorefast.schema import Data, Stage2
 from scorefast.ui import progress as progress_of_ui

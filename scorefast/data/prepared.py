@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,11 +14,22 @@ from scorefast.data.sources import read_rows
 from scorefast.data.splits import split_settings
 from scorefast.errors import UserError
 from scorefast.files.atomic import file_sha256
-from scorefast.files.bounded import MAX_DEPTH, is_deep, read_json
+from scorefast.files.bounded import MAX_DEPTH, JsonObject, is_deep, read_json
 from scorefast.files.text import one_line, shortened
 from scorefast.schema import Data, GraderName
 
 MANIFEST = "manifest.json"
+
+
+Preview = list[tuple[str, list[tuple[str, bool]]]]  # (title, pieces of (text, whether it is a control token))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    manifest: JsonObject
+    lengths: dict[str, list[int]]  # tokens of each measured row, for plots
+    limits: dict[str, int]  # the most tokens of each that the recipe allows
+    preview: Preview
 
 
 def is_prepared(source: str) -> bool:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from scorefast.data.trajectory import Trajectory
 from scorefast.rl.objective import TurnCoefficients
-from scorefast.rl.trajectory import Trajectory
 
 Batch = dict[str, Tensor]  # the output of `collate`; the Trainer moves a dict of tensors to the device
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from scorefast.data.example import Example
+from scorefast.data.trajectory import Attempt, Trajectory
 from scorefast.grading.answer import Grade
 from scorefast.model.chat_format import ChatFormat
 from scorefast.model.generate import generate
 from scorefast.model.policy import Policy
-from scorefast.rl.trajectory import Attempt, Trajectory, attempt, data_attempt
 from scorefast.schema import Rollout, Stage1, Stage2
 from scorefast.stats import Graded
 
@@ -98,3 +98,14 @@ def evaluate(generate: Generate, chat: ChatFormat, examples: Sequence[Example], 
 
 def grade_all(trajectories: Sequence[Trajectory], grade: GradeReply) -> list[Graded]:
     return [Graded(t, grade(t.first.text, t.example), grade(t.second.text, t.example)) for t in trajectories]
+
+
+def attempt(chat: ChatFormat, ids: list[int]) -> Attempt:
+    """The attempt with these sampled token ids."""
+    thoughts, answer = chat.answer(ids)
+    return Attempt(ids, answer or "", answer is None or not ids or ids[-1] not in chat.end_tokens, thoughts)
+
+
+def data_attempt(chat: ChatFormat, text: str) -> Attempt:
+    """An attempt whose text comes from the data."""
+    return attempt(chat, chat.reply(text))

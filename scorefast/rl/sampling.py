@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from scorefast.data.example import Example
+from scorefast.data.trajectory import Trajectory
 from scorefast.model.policy import Policy
 from scorefast.rl.oom import AutoBatchSize
 from scorefast.rl.reporter import Reporter
 from scorefast.rl.rollout import Generate, RollOut, generator
-from scorefast.rl.trajectory import Trajectory
 from scorefast.schema import Rollout, Stage1, Stage2
 
 

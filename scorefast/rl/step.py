@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from scorefast.data.example import Example
+from scorefast.data.trajectory import Trajectory
 from scorefast.grading.graded_example import grade_example
 from scorefast.grading.reward_function import RewardFunction, rewards_of
 from scorefast.model.chat_format import ChatFormat
 from scorefast.rl.batch import Batch, collate
 from scorefast.rl.objective import coefficients, leave_one_out_advantage, turn_rewards
 from scorefast.rl.rollout import grade_all
-from scorefast.rl.trajectory import Trajectory
 from scorefast.schema import Recipe, Stage1, Stage2
 from scorefast.stats import Graded
 

@@ -26,7 +26,7 @@ from scorefast.ui.tables import percent
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from scorefast.prepare import Prepared
+    from scorefast.data.prepared import Prepared
 
 Manifest = dict[str, Any]  # the content of manifest.json
 CONTROL = ("⟦", "⟧")  # mark a control token, which the model does not read as text

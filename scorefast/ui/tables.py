@@ -16,7 +16,7 @@ from scorefast.stats import Graded, Interval, Result, wilson
 
 if TYPE_CHECKING:
     from scorefast.model.memory import Plan
-    from scorefast.probe import ProbeRates, Rate
+    from scorefast.stats import ProbeRates, Rate
 
 GradedRow = dict[str, Any]  # a line of `grade`'s input with the grade added
 

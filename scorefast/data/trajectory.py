@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scorefast.data.example import Example
-from scorefast.model.chat_format import ChatFormat
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,3 @@ class Trajectory:
         if self.retold is None:
             return ((*first, (0, self.bridge), (2, self.second.ids)),)
         return first, ((0, self.retold), (2, self.second.ids))
-
-
-def attempt(chat: ChatFormat, ids: list[int]) -> Attempt:
-    """The attempt with these sampled token ids."""
-    thoughts, answer = chat.answer(ids)
-    return Attempt(ids, answer or "", answer is None or not ids or ids[-1] not in chat.end_tokens, thoughts)
-
-
-def data_attempt(chat: ChatFormat, text: str) -> Attempt:
-    """An attempt whose text comes from the data."""
-    return attempt(chat, chat.reply(text))
