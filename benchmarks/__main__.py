@@ -7,7 +7,7 @@ import sys
 from benchmarks.common import launch
 
 NAMES = (
-    *("dependencies", "graders", "kernel_resources", "memory", "prepare"),
+    *("dependencies", "graders", "kernel_resources", "memory", "prepare", "rollout"),
     *("score_loss", "stages", "templates", "text_graders"),
 )
 

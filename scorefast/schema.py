@@ -186,6 +186,11 @@ class Rollout(_Settings):
     batch_size: Positive = Field(
         default=64, description="Sequences generated at once. They take most of the memory of a rollout."
     )
+    engine: Literal["generate", "own"] = Field(
+        default="generate",
+        description="generate: transformers' generate. own: encodes a prompt once for its samples and keeps keys and "
+        "values from turn to turn; greedy replies are the same, samples are other draws.",
+    )
 
 
 class Loss(_Settings):

@@ -188,6 +188,13 @@ def test_score_loss(tmp_path):
     assert (tmp_path / "score_loss.png").stat().st_size > 10_000
 
 
+def test_rollout(tmp_path):
+    run("benchmarks", "rollout", "--rounds", 1, "--questions", 2, "--samples", 2, "--evaluated", 4, "--out", tmp_path)
+    page = (tmp_path / "rollout.md").read_text()
+    assert "Greedy, 4 and 4 of 4 conversations are identical" in page
+    assert page.count("| engine |") == 2
+
+
 def test_stages_as_a_script(tmp_path):
     """As it is called from outside: by its path, with the repository on PYTHONPATH."""
     tiny = common.set_flags(["rollout.max_new_tokens=4", "rollout.batch_size=4", "model.backend=transformers"])

@@ -9,8 +9,8 @@ from scorefast.errors import UserError
 from scorefast.files.text import one_line
 from scorefast.kernels.reference import log_softmax_head
 from scorefast.model import four_bit
-from scorefast.model.generate import generating, generation_config
-from scorefast.model.policy import Policy, last_hidden
+from scorefast.model.generate import generation_config
+from scorefast.model.policy import Policy, generating, last_hidden
 
 
 def require_plain_head(policy: Policy) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from scorefast.errors import UserError
 from scorefast.model.backends import new_generation_config
-from scorefast.model.policy import Policy
+from scorefast.model.policy import Policy, generating
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -93,25 +92,6 @@ def generation_config(pad: int, ends: set[int], max_new_tokens: int, temperature
     return new_generation_config(
         max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=pad, repetition_penalty=1.0, **sampling
     )
-
-
-@contextmanager
-def generating(policy: Policy) -> Iterator[None]:
-    """Evaluation mode during a rollout; restores the state before it. Unsloth's `generate` changes flags for good:
-    mode, checkpointing, cache, padding side."""
-    model, tokenizer = policy.model, policy.tokenizer
-    flags: list[tuple[object, str]] = [(model.config, "use_cache"), (tokenizer, "padding_side")]
-    flags += [(module, "gradient_checkpointing") for module in model.modules()]
-    before = [(owner, name, getattr(owner, name)) for owner, name in flags if hasattr(owner, name)]
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)
-        for module, training in modes:
-            module.training = training
 
 
 def _until_end(ids: list[int], ends: set[int]) -> list[int]:

@@ -26,6 +26,7 @@ from scorefast.model.backends import (
     resolve_backend,
 )
 from scorefast.model.checks import require_answers, require_plain_head, require_trained_as_sampled
+from scorefast.model.decoder import can_serve
 from scorefast.model.plain_model import (
     built_of_shapes,
     file_of,
@@ -76,6 +77,8 @@ def load_policy(recipe: Recipe, checkpoint: Checkpoint | None = None, *, trainab
             _without_dropout(part)
     policy = Policy(model, chat, backend, settings.max_seq_length, frozen)
     require_answers(policy)
+    if recipe.rollout.engine == "own" and (reason := can_serve(policy)):
+        raise UserError(f"rollout.engine: own cannot serve this model ({reason}); take generate")
     if trainable:
         require_plain_head(policy)
         require_trained_as_sampled(policy)

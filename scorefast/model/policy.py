@@ -97,3 +97,22 @@ def save_policy(policy: Policy, folder: Path) -> None:
         policy.model.generation_config = settings_to_save(policy.chat)
     policy.model.save_pretrained(str(folder), **({"save_embedding_layers": False} if adapter else {}))
     policy.tokenizer.save_pretrained(str(folder))
+
+
+@contextmanager
+def generating(policy: Policy) -> Iterator[None]:
+    """Evaluation mode during a rollout; restores the state before it. Unsloth's `generate` changes flags for good:
+    mode, checkpointing, cache, padding side."""
+    model, tokenizer = policy.model, policy.tokenizer
+    flags: list[tuple[object, str]] = [(model.config, "use_cache"), (tokenizer, "padding_side")]
+    flags += [(module, "gradient_checkpointing") for module in model.modules()]
+    before = [(owner, name, getattr(owner, name)) for owner, name in flags if hasattr(owner, name)]
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+        for module, training in modes:
+            module.training = training

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
+
+import torch
 
 from scorefast.data.example import Example
 from scorefast.data.trajectory import Attempt, Trajectory
 from scorefast.grading.answer import Grade
 from scorefast.model.chat_format import ChatFormat
+from scorefast.model.engine import Engine, Follow, Noise, Reply
 from scorefast.model.generate import generate
 from scorefast.model.policy import Policy
 from scorefast.schema import Rollout, Stage1, Stage2
@@ -29,7 +34,10 @@ def generator(
     on_token: Callable[[], None] | None = None,
     on_replies: Callable[[int], None] = lambda count: None,
 ) -> Generate:
-    """`generate` with the settings of a recipe. temperature 0 is greedy. batch_size: default, the recipe's."""
+    """What writes replies, by the settings of a recipe. temperature 0 is greedy. batch_size: default, the recipe's."""
+    if rollout.engine == "own":
+        engine = Engine(policy, batch_size or rollout.batch_size, rollout.max_new_tokens)
+        return EngineGenerate(engine, temperature, on_token or (lambda: None), on_replies)
     return partial(
         generate,
         policy,
@@ -39,6 +47,51 @@ def generator(
         on_token=on_token,
         on_replies=on_replies,
     )
+
+
+@dataclass
+class EngineGenerate:
+    """The rollout engine as a `Generate`, which also writes both turns of a conversation without encoding one again.
+
+    Samples depend on torch's initial seed, the number of the call, the conversation, the turn and the position.
+    """
+
+    engine: Engine
+    temperature: float
+    on_token: Callable[[], None]
+    on_replies: Callable[[int], None]
+    calls: int = 0
+
+    def __call__(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        return [replies[0].ids for replies in self._converse(prompts, 1)]
+
+    def two_turns(self, chat: ChatFormat, examples: Sequence[Example]) -> list[Trajectory]:
+        """One trajectory per example. A question that comes several times in a row is encoded once."""
+        runs = [len(list(group)) for _, group in groupby(e.question for e in examples)]
+        samples = runs[0] if len(set(runs)) == 1 else 1
+        prompts = [chat.first_turn(e.question) for e in examples[::samples]]
+
+        def follow(index: int, replies: list[Reply]) -> list[int] | None:
+            return chat.next_turn(replies[0].ids) if len(replies) == 1 else None
+
+        pairs = self._converse(prompts, samples, follow)
+        attempts = [[attempt(chat, reply.ids) for reply in replies] for replies in pairs]
+        return [_trajectory(chat, e, y1, y2) for e, (y1, y2) in zip(examples, attempts, strict=True)]
+
+    def _converse(
+        self, prompts: Sequence[list[int]], samples: int, follow: Follow = lambda index, replies: None
+    ) -> list[list[Reply]]:
+        noise = Noise(torch.initial_seed() % 2**63, self.calls)
+        self.calls += 1
+        return self.engine.converse(
+            prompts,
+            samples,
+            follow,
+            temperature=self.temperature,
+            noise=noise,
+            on_token=self.on_token,
+            on_replies=self.on_replies,
+        )
 
 
 def roll_out(stage: Stage1 | Stage2) -> RollOut:
@@ -53,6 +106,8 @@ def roll_out(stage: Stage1 | Stage2) -> RollOut:
 
 
 def two_turn_rollout(generate: Generate, chat: ChatFormat, examples: Sequence[Example]) -> list[Trajectory]:
+    if isinstance(generate, EngineGenerate) and examples and not chat.retells:
+        return generate.two_turns(chat, examples)
     return second_attempts(generate, chat, examples, first_attempts(generate, chat, examples))
 
 
@@ -92,8 +147,7 @@ def _trajectory(chat: ChatFormat, example: Example, first: Attempt, second: Atte
 
 def evaluate(generate: Generate, chat: ChatFormat, examples: Sequence[Example], grade: GradeReply) -> list[Graded]:
     """Sample and grade both attempts at each question. `generate` sets the decoding; reported results are greedy."""
-    first = first_attempts(generate, chat, examples)
-    return grade_all(second_attempts(generate, chat, examples, first), grade)
+    return grade_all(two_turn_rollout(generate, chat, examples), grade)
 
 
 def grade_all(trajectories: Sequence[Trajectory], grade: GradeReply) -> list[Graded]:
