@@ -149,7 +149,8 @@ def _refusal(error: ValidationError, layers: list[Layer], overridden: set[str]) 
     whole = ".".join(map(str, problem["loc"]))
     key = shortened(whole, 100) or "(whole recipe)"
     file, _ = max(reversed(layers), key=lambda layer: _depth(layer[1], problem["loc"]))
-    where = "--set" if whole in overridden else f"recipe {file}:"
+    related = (whole == o or whole.startswith(f"{o}.") or o.startswith(f"{whole}.") for o in overridden)
+    where = "--set" if any(related) else f"recipe {file}:"
     if problem["type"] == "extra_forbidden":
         known = known_keys() if where == "--set" else [*known_keys(), EXTENDS]
         return UserError(f"{where} unknown key {key!r}{_nearest(key, known)}")

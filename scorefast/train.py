@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -125,7 +126,7 @@ def plan(job: Job) -> Plan:
 def print_plan(job: Job, console: InertConsole) -> None:
     """--dry-run: print the resolved recipe, the plan of the run, and the memory that it needs."""
     if job.begun:
-        find_resumable(job.folder, job.stage, job.recipe, console.print)
+        find_resumable(job.folder, job.stage, job.recipe, console.note)
     console.print(dump_recipe(job.recipe))
     work = f"{job.stage.max_steps} steps of {job.stage.questions_per_step} questions"
     console.note(f"plan: {job.name} of {job.recipe.model.name} on {job.dataset}: {work}. Nothing was run.")
@@ -148,20 +149,24 @@ def run(job: Job, console: Console, owner: Owner | None = None) -> Path:
     """
     try:
         metrics = _train(job, console, owner or Owner(job.folder))
+        if world().rank == 0:
+            print_warnings(console, metrics, job.name)
+            _draw_curve(job, metrics, console)
     except (Interrupted, KeyboardInterrupt) as stop:
         last, _ = find_last(job.folder)
         kept = f"{last} is saved" if last else "no checkpoint was saved"
         console.print(f"interrupted: {kept}. Continue with: {job.command}", soft_wrap=True)
         raise Interrupted(stop.signum if isinstance(stop, Interrupted) else signal.SIGINT) from None
-    if world().rank == 0:
-        print_warnings(console, metrics, job.name)
-        _draw_curve(job, metrics, console)
     return job.folder
+
+
+def _note(console: Console) -> Note:
+    return partial(console.print, soft_wrap=True)
 
 
 def _train(job: Job, console: Console, owner: Owner) -> Sequence[Metrics]:
     """Train, and save the result. Returns the log of the run."""
-    last, metrics = find_resumable(job.folder, job.stage, job.recipe, console.print) if job.begun else (None, [])
+    last, metrics = find_resumable(job.folder, job.stage, job.recipe, _note(console)) if job.begun else (None, [])
     console.print(
         f"{job.name}: {job.recipe.model.name} on {resolve_backend(job.recipe.model)}, {resolve_loss(job.recipe)} loss, "
         f"{len(job.train)} training and {len(job.validation)} validation questions, {job.stage.max_steps} steps"

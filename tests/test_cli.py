@@ -189,7 +189,7 @@ def test_dry_run_prints_what_a_recipe_and_its_base_resolve_to(tmp_path):
         (["stage2", "--data", "DATA", "--set", "loss.skip=0.1"], "loss: skip = 0.1 needs impl: triton"),
         (["stage1", "--data", "DATA", "--set", "stage1.lr_scheduler=warmup_stable_decay"], "stage1.lr_scheduler: "),
         (["stage1", "--data", "DATA", "--seed", "4294967296"], "seed"),
-        (["stage1", "--data", "DATA", "--out", "empty.csv/run"], "cannot be made"),
+        (["stage1", "--data", "DATA", "--out", "empty.csv/run"], "cannot be created"),
         (["stage1", "--data", "DATA", "--set", "model.tuning=full", "--set", "model.dtype=bfloat16"], "float32"),
         (["stage1", "--data", "DATA", "--set", "model.lora.target_modules=[q_proj,lm_head]"], "lm_head"),
         (["stage1", "--data", "DATA", "--set", "model.name=nobody/nothing"], "no tokenizer to be had"),
@@ -289,7 +289,7 @@ def test_a_place_where_nothing_can_be_made_is_one_line(tmp_path):
     (tmp_path / "runs").symlink_to(tmp_path / "nowhere")
     done = scorefast_here("prepare", SHIPPED, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[-1].startswith("scorefast: runs/data: cannot be made: ")
+    assert done.stderr.splitlines()[-1].startswith("scorefast: runs/data: cannot be created: ")
     (tmp_path / "runs").unlink()
     (tmp_path / "runs").write_text("a file")
     assert scorefast_here("prepare", SHIPPED, cwd=tmp_path).returncode == 2

@@ -413,7 +413,7 @@ def test_a_folder_with_files_is_refused(run, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_line(run, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be created"):
         export_checkpoint(open_checkpoint(str(run)), "adapter", tmp_path / "file" / "out", lambda _: None)
     assert names(tmp_path) == {"file"}
 

@@ -101,4 +101,4 @@ def test_a_path_to_no_folder_says_where_it_was_sought(tmp_path, name):
     done = scorefast_here("chat", "base", "--recipe", "tiny-cpu", "--set", f"model.name={name}", cwd=tmp_path)
     assert done.returncode == 2
     sought = tmp_path / name
-    assert f"model.name: {name}: no such folder at {sought} " in done.stderr.splitlines()[-1]
+    assert f"model.name: {name}: no such folder at {sought};" in done.stderr.splitlines()[-1]

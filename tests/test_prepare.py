@@ -217,7 +217,7 @@ def test_what_stands_in_a_benchmark_is_left_out_exactly_and_nearly(tmp_path):
     extra = write(tmp_path, [{"question": LONG.replace("12", "13").format("plums"), "correct_answer": "1"}], "e.jsonl")
     source.write_text(source.read_text() + "\n" + extra.read_text())
     done, _ = prepared(tmp_path, source, recipe=recipe, against=str(bench))
-    assert done.manifest["dropped"] == {f"question of {bench}": 1, f"near duplicate of a question of {bench}": 1}
+    assert done.manifest["dropped"] == {f"also in {bench}": 1, f"near duplicate of a question of {bench}": 1}
     assert done.manifest["rows_kept"] == 1, "with another number it is another question"
     assert done.manifest["against"]["questions"] == 2
 
@@ -230,8 +230,8 @@ def test_a_benchmark_is_read_in_its_own_encoding_and_what_is_unreadable_is_said(
     notes = []
     recipe = load_recipe("tiny-cpu", ["data.encoding=cp949"])
     done, _ = prepared(tmp_path, source, recipe=recipe, against=str(bench), note=notes.append)
-    assert done.manifest["dropped"] == {f"question of {bench}": 1}
-    with pytest.raises(UserError, match=r"d\.csv: no row is left: question of .*d\.csv: 2"):
+    assert done.manifest["dropped"] == {f"also in {bench}": 1}
+    with pytest.raises(UserError, match=r"d\.csv: no row is left: also in .*d\.csv: 2"):
         prepared(tmp_path, source, "nothing", recipe=recipe, against=str(source), note=notes.append)
     assert any("1 rows have no readable question" in line for line in notes)
     mixed = write(tmp_path, [{"question": "a?"}, {"problem": "b?"}, rows[2]], "mixed.jsonl")

@@ -392,3 +392,11 @@ def test_no_long_reply_takes_long(part):
         started = time.process_time()
         grade((part * 20_000)[:20_000], reference, "text", question)
         assert time.process_time() - started < 3
+
+
+@pytest.mark.parametrize("said", ["time:13", "date:1", "date:", "time:1:2:3", "date:1-2-3-4", "time:9:10q", "date:2-"])
+def test_text_that_looks_like_a_mark_of_ours_is_text(said):
+    """Dates and times are marked in the text while it is read; a model may write what looks like a mark."""
+    assert not grade(said, "the cat", "text").correct
+    assert not grade("the cat", said, "text").correct
+    assert grade(said, said, "exact").correct

@@ -82,7 +82,7 @@ class Reading:
             if i in problems:
                 yield self._drop(file, rows.lines[i], problems[i], rows.values(i), bad=True)
             elif digest in self.against:
-                yield self._drop(file, rows.lines[i], f"question of {self.against[digest]}", rows.values(i))
+                yield self._drop(file, rows.lines[i], f"also in {self.against[digest]}", rows.values(i))
             elif key in seen:
                 reason = "repeated question" if seen[key] == answer else "repeated question with another correct_answer"
                 yield self._drop(file, rows.lines[i], reason, rows.values(i))

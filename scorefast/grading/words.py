@@ -257,8 +257,11 @@ class Word:
         return self.text in ",&/"
 
 
+# A whole date or time as `normal` writes it: `date:1969-07-20`, `date:-09-01`, `time:9:10`, `time:9:10p`.
+_MARKED = r"date:\d*-\d+(?:-\d+)?(?![\w:])|time:\d+:\d+[ap]?(?![\w:])"
 _TOKEN = re.compile(
-    r"(?:date|time):[\d:ap-]+|\d+(?:-\d+)+(?![\w.])|(?<![\w.-])-?\d+(?:\.\d+)?(?:st|nd|rd|th)\b|(?<![\w.])-?\d+(?:\.\d+)?|\d+(?:\.\d+)?"
+    rf"{_MARKED}"
+    r"|\d+(?:-\d+)+(?![\w.])|(?<![\w.-])-?\d+(?:\.\d+)?(?:st|nd|rd|th)\b|(?<![\w.])-?\d+(?:\.\d+)?|\d+(?:\.\d+)?"
     r"|[가-힣]+|[A-Za-z]+\d\w*|[^\W\d가-힣]+(?:'[a-z]+)?[+#]*|[,%$€₩°&/]"
 )
 
@@ -270,7 +273,7 @@ def words(text: str) -> tuple[Word, ...]:
 
 @lru_cache(maxsize=65_536)
 def word(text: str) -> Word:
-    if text[0] in "dt" and text[1:5] in ("ate:", "ime:"):
+    if text.startswith(("date:", "time:")):
         return Word(text, frozenset(_date_forms(text) if text[0] == "d" else _time_forms(text)))
     if "가" <= text[0] <= "힣":
         return _korean_word(text)

@@ -37,10 +37,13 @@ class AutoBatchSize:
             clear_device_cache(garbage_collection=True)
             self.note(f"out of memory while sampling: from here on {self.prompts} prompts at once")
 
-    def retry_training(self, train: Callable[[], Result], retrain: Callable[[], Result], *, alone: bool) -> Result:
+    def retry_training(
+        self, train: Callable[[], Result], reset: Callable[[], None], retrain: Callable[[], Result], *, alone: bool
+    ) -> Result:
         """The result of `train`, or of `retrain` after memory ran out. Both read `rows`.
 
-        An error in the backward pass leaves a partial gradient, so `retrain` recomputes the gradient of the whole step.
+        An error in the backward pass leaves a partial gradient. `reset` drops the gradient of the step, so that its
+        memory can be freed, and `retrain` recomputes it.
         alone: no other process waits for this one; otherwise the error ends the run. Raises RunError at one row.
         """
         work = train
@@ -50,6 +53,7 @@ class AutoBatchSize:
             except Exception as error:
                 self._require_smaller(error, self.rows if alone else 1)
             self.rows = (self.rows + 1) // 2
+            reset()
             clear_device_cache(garbage_collection=True)
             self.note(f"out of memory: from here on {self.rows} trajectories at once; the loss stays the same")
             work = retrain

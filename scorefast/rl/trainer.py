@@ -106,7 +106,7 @@ class ScoreTrainer(Trainer):
             with resuming(self._resumed_from):
                 super()._load_rng_state(self._resumed_from)
             self._resumed_from = None
-        self._random_state = RandomState.now()
+        self._random_state, self.record = RandomState.now(), StepRecord()
         processes = Processes(self.args.process_index, lambda t: self.accelerator.gather(t.to(device)).cpu())
         step = make_step(
             [self.questions[index] for index in indices],
@@ -151,13 +151,15 @@ class ScoreTrainer(Trainer):
             backward = super(ScoreTrainer, self).training_step
             return torch.stack([backward(model, piece, num_items_in_batch) for piece in pieces]).sum()
 
-        def whole_step() -> Tensor:
+        def reset() -> None:
             model.zero_grad()
             self.record.forget_loss()
+
+        def whole_step() -> Tensor:
             return [gradient(batch) for batch in self.record.batches][-1]
 
         alone = self.args.world_size == 1
-        loss = self.auto_batch.retry_training(partial(gradient, inputs), whole_step, alone=alone)
+        loss = self.auto_batch.retry_training(partial(gradient, inputs), reset, whole_step, alone=alone)
         if bool(loss.isfinite()):
             return loss
         self.record.problem = self.record.problem or "the loss is not finite"
@@ -227,7 +229,8 @@ class ScoreTrainer(Trainer):
 
     def save_last_step(self) -> None:
         """After a dropped step, save a checkpoint of the state at the end of the last finished step."""
-        if self.state.global_step not in (0, self.checkpoints.last_step()):
+        step = self.state.global_step
+        if step and step != self.checkpoints.last_step():
             self._random_state.restore()
             self._save_checkpoint(self.policy.model)
 

@@ -42,7 +42,7 @@ def _claim(out: Path | None, name: str, resume: bool) -> tuple[Path, list[Path]]
         try:
             return out, make_folder(out)
         except OSError as error:
-            raise UserError(f"{out}: cannot be made: {error.strerror}") from None
+            raise UserError(f"{out}: cannot be created: {error.strerror}") from None
     number = 1
     while True:
         folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
@@ -53,7 +53,7 @@ def _claim(out: Path | None, name: str, resume: bool) -> tuple[Path, list[Path]]
             return folder, [*above, folder]
         except OSError as error:
             if not os.path.lexists(folder):  # the name is free; the parent is a file, a broken link or not writable
-                raise UserError(f"{folder}: cannot be made: {error.strerror}; name another place with --out") from None
+                raise UserError(f"{folder}: cannot be created: {error.strerror}; choose another --out") from None
 
 
 def require_free(out: Path | None, *, resume: bool = False) -> None:

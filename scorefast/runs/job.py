@@ -83,7 +83,7 @@ def resolve(
     out, is_main = request.out, world().rank == 0
     if request.resume and out is None:
         raise UserError("--resume: name the run to continue with --out")
-    if world().size > 1 and out is None:
+    if world().size > 1 and out is None and not dry_run:
         raise UserError("several processes: name the run's folder with --out")
     begun = out is not None and request.resume and has_begun(out)
     folder = out or Path("runs") / request.name
