@@ -117,7 +117,7 @@ def main(argv: Sequence[str]) -> None:
             f"The engine computed {own.work.prefill_tokens:,} tokens of prompts and turns, and "
             f"{own.work.decode_passes:,} decode passes."
         )
-        heads = ["", "tokens a CPU second", "ratio of CPU time [least, most]", "ratio of wall time"]
+        heads = ["", "tokens a CPU second", "times generate, by CPU [least, most]", "times generate, by wall time"]
         lines += ["", *markdown_table(heads, compare(ways, prompts, samples, temperature, options.rounds)), ""]
     write_page(options.out / "rollout.md", lines)
     print("\n".join(lines))

@@ -29,7 +29,7 @@ WRITTEN = [README, REPOSITORY / "CONTRIBUTING.md", *sorted(p for p in DOCS.glob(
 MADE = {
     "data.md": ["runs/checked/report.html", "runs/attempted/train.parquet", "runs/clean/manifest.json"],
     "grading.md": ["graded.jsonl"],
-    "models-and-memory.md": ["exported/model.safetensors"],
+    "models-and-memory.md": ["exported/model.safetensors", "engine/report.json"],
     "runs.md": ["report.json", "runs/night/checkpoint.json"],
     "development.md": [],
 }
