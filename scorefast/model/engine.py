@@ -105,8 +105,8 @@ class Engine:
         """The replies of prompts x samples conversations, one for each turn. temperature 0 is greedy.
 
         Samples come from the whole softmax of logits / temperature, by inverse CDF in float64, and need `noise`.
-        on_token is called after each pass; what it raises ends the call. on_replies is told how many replies ended.
-        Raises UserError where a prompt or a later turn leaves no room for a reply.
+        on_token is called after each pass; what it raises ends the call. on_replies gets the number of ended replies.
+        Raises UserError if a prompt or a later turn leaves no room for a reply.
         """
         if temperature > 0 and noise is None:
             raise ValueError("samples need noise")
@@ -156,8 +156,11 @@ def shared_beginning(prompts: Sequence[list[int]]) -> int:
 
 @dataclass
 class _Slot:
-    """Who sits in a slot. start: the position of the reply's first token. fed: ids still to be computed before the
-    next reply (the last token drawn, whose keys are missing, and the turn after it); None while a reply is written."""
+    """The conversation in a slot.
+
+    start: the position of the reply's first token. fed: ids to be computed before the next reply (the last token drawn,
+    whose keys are missing, and the turn after it); None while a reply is written.
+    """
 
     index: int
     start: int
