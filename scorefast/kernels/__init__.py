@@ -11,7 +11,7 @@ Notes on `score_loss`:
   rows synchronises a CUDA device once, before the first product; nothing after it does.
 - A target out of range is an IndexError on the CPU, a device-side assertion on CUDA, and a NaN with `triton`.
 - buffer_bytes defaults to 512 MiB, or to a quarter of the free memory where that is less, but at least to 64 MiB.
-- benchmarks/results/score_loss.md has the bound for skip.
+- docs/method.md has the bound for skip.
 """
 
 from __future__ import annotations
