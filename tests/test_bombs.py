@@ -89,7 +89,7 @@ BOMBS = {
     "wide.jsonl": (lambda p: p.write_text(json.dumps({f"c{i}": 1 for i in range(100_000)})), "has 100,000 keys"),
     "deep.json": (lambda p: p.write_bytes(b"[" * 1_000_000), "not JSON"),
     "a.parquet": (lambda p: repeated(p, 8_000_000), "2,147,483,648 bytes, or more than are free"),
-    "b.parquet": (lambda p: repeated(p, 1_000_000), "more than 1000 times its size as Parquet"),
+    "b.parquet": (lambda p: repeated(p, 400_000), "more than 1000 times its size as Parquet"),
     "nulls.parquet": (
         lambda p: table(p, question=([None] * 3_000_000, pa.string()), answer=([None] * 3_000_000, pa.string())),
         "more than 1000 times its size as Parquet",
