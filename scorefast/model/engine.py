@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scorefast.errors import UserError
 from scorefast.model.attention import attending_to_slots
 from scorefast.model.decoder import Decoder
 from scorefast.model.merged import merged_lora
@@ -111,19 +110,12 @@ class Engine:
         if temperature > 0 and noise is None:
             raise ValueError("samples need noise")
         self.work = Work()
-        self.require_room(max(map(len, prompts), default=0))
+        self.policy.require_room(max(map(len, prompts), default=0), self.max_new_tokens)
         decoder = Decoder.of(self.policy)
         merged = merged_lora(self.policy.model) if self.merge else nullcontext()
         with generating(self.policy), torch.no_grad(), attending_to_slots(decoder.config), merged:
             run = _Run(self, decoder, prompts, samples, follow, temperature, noise, on_token, on_replies)
             return run.replies()
-
-    def require_room(self, context: int) -> None:
-        if context + self.max_new_tokens > self.policy.max_length:
-            raise UserError(
-                f"a prompt of {context} tokens and {self.max_new_tokens} new ones exceed model.max_seq_length = "
-                f"{self.policy.max_length}; raise it"
-            )
 
 
 def draw(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -260,7 +252,7 @@ class _Run:
                 self.done[slot.index], self.slots[i] = slot.replies, None
                 self.position[i] = 0
             else:
-                self.engine.require_room(slot.start + count + len(turn))
+                self.engine.policy.require_room(slot.start + count + len(turn), self.engine.max_new_tokens)
                 slot.start, slot.fed = slot.start + count - 1, [tokens[count - 1], *turn]
         self.live[rows], self.count[rows] = False, 0
         self.idle += len(which)

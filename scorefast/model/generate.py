@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from scorefast.errors import UserError
 from scorefast.model.backends import new_generation_config
 from scorefast.model.policy import Policy, generating
 
@@ -31,16 +30,10 @@ def generate(
     """New token ids for each prompt, up to and including the closing token. temperature 0 is greedy.
 
     Samples come from the whole softmax of logits / temperature (no top-k, no top-p), which is what the loss scores.
-    A streamer needs batch_size 1. on_token is called after each token of a batch; what it
-    raises ends the generation. on_replies is called after each batch with its size. Raises UserError where a prompt
-    leaves no room for a reply.
+    A streamer needs batch_size 1. on_token is called after each token of a batch; what it raises ends the generation.
+    on_replies is called after each batch with its size. Raises UserError if a prompt leaves no room for a reply.
     """
-    longest = max(map(len, prompts), default=0)
-    if longest + max_new_tokens > policy.max_length:  # Unsloth would truncate it with a warning
-        raise UserError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed model.max_seq_length = "
-            f"{policy.max_length}; raise it"
-        )
+    policy.require_room(max(map(len, prompts), default=0), max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     replies: dict[int, list[int]] = {}
     for start in range(0, len(order), batch_size):

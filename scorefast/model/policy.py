@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from scorefast.errors import UserError
 from scorefast.model.backends import new_generation_config
 from scorefast.model.chat_format import ChatFormat
 
@@ -37,6 +38,14 @@ class Policy:
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return self.chat.tokenizer
+
+    def require_room(self, context: int, new: int) -> None:
+        """Raise UserError if `new` tokens after `context` tokens exceed max_length. Unsloth would truncate them."""
+        if context + new > self.max_length:
+            raise UserError(
+                f"a prompt of {context} tokens and {new} new ones exceed model.max_seq_length = {self.max_length}; "
+                "raise it"
+            )
 
     @property
     def softcap(self) -> float | None:
